@@ -1,0 +1,69 @@
+# Keepwell needs python3 (3.11 or newer), make and git; everything else is set up here.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-mlflow browser test lint types imports unit slow demo bench-tracking bench-serving lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+setup: $(VENV)/.ready ## make the environment from the lock files
+
+$(VENV)/.ready: pyproject.toml requirements/dev.lock requirements/data.lock requirements/uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Keepwell needs Python 3.11 or newer; set PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock 2>/dev/null \
+	  || $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) install --quiet --require-hashes -r requirements/dev.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) install --quiet --require-hashes --no-deps -r requirements/data.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) install --quiet --no-deps --editable .
+	@touch $@
+
+setup-mlflow: .venv-mlflow/.ready ## make the environment of the real MLflow client (for tests and benchmarks)
+
+.venv-mlflow/.ready: $(VENV)/.ready requirements/mlflow.lock
+	@test -x .venv-mlflow/bin/python || $(PYTHON) -m venv .venv-mlflow
+	@echo "setting up .venv-mlflow ..."
+	@VIRTUAL_ENV=$(CURDIR)/.venv-mlflow $(UV) install --quiet --require-hashes -r requirements/mlflow.lock
+	@touch $@
+
+browser: ## find a Chromium for the browser tests, or install Debian's
+	@scripts/ensure-browser
+
+test: setup setup-mlflow browser lint types imports unit ## everything that CI runs
+
+lint: setup ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## strict types
+	$(BIN)/mypy
+
+imports: setup ## the rooms import one way
+	$(BIN)/lint-imports --no-cache
+
+unit: setup ## the tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q $(ARGS)
+
+demo: setup ## the whole way on real flights; ARGS="--exit --summary FILE"
+	@$(BIN)/keepwell demo examples/flights $(ARGS)
+
+bench-tracking: setup-mlflow ## the tracking server beside MLflow's own
+	$(BIN)/python benchmarks/tracking.py $(ARGS)
+
+bench-serving: setup ## the gateway
+	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+lock: setup ## resolve the lock files anew
+	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --group dev --extra postgres --extra sklearn pyproject.toml -o requirements/dev.lock
+	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/mlflow.in -o requirements/mlflow.lock
+	$(UV) compile -q --universal --no-deps --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/data.in -o requirements/data.lock
+	$(UV) compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/uv.in -o requirements/uv.lock
+
+clean: ## remove the environments and caches
+	rm -rf $(VENV) .venv-mlflow .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

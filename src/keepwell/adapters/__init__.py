@@ -1,0 +1,1 @@
+"""What Keepwell calls, one outside thing a module; each implements a port of ``keepwell.core``."""

@@ -1,0 +1,153 @@
+"""Blobs as read-only files in a folder, named by digest."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from keepwell.core.digest import Digest, digest_bytes, is_digest
+from keepwell.core.errors import Corrupt, InvalidInput, NotFound, Unavailable
+
+
+class FileBlobs:
+    """Content-addressed files under ``folder/sha256/ab/abcd...``. Implements ``keepwell.core.ports.blobs.Blobs``.
+
+    A file appears under its name by a rename after its bytes are on disk, so a name never stands for
+    half a file, whatever is killed when.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _place(self, digest: Digest) -> Path:
+        if not is_digest(digest):
+            raise InvalidInput(
+                f"{digest!r} is not a digest.", todo="It looks like 'sha256:' and 64 digits."
+            )
+        name = digest.removeprefix("sha256:")
+        return self.folder / "sha256" / name[:2] / name
+
+    def put(self, content: bytes) -> Digest:
+        """See ``keepwell.core.ports.blobs.Blobs``."""
+        digest = digest_bytes(content)
+        self._keep(digest, io.BytesIO(content))
+        return digest
+
+    def put_file(self, path: Path) -> Digest:
+        """See ``keepwell.core.ports.blobs.Blobs``."""
+        try:
+            digest = _hash(path)
+            with path.open("rb") as source:
+                self._keep(digest, source)
+        except OSError as error:
+            raise InvalidInput(
+                f"The file cannot be read: {error.strerror}.", where=str(path)
+            ) from error
+        return digest
+
+    def _keep(self, digest: Digest, source: BinaryIO) -> None:
+        place = self._place(digest)
+        if place.is_file() and _hash(place) == digest:
+            return  # a damaged file of this name is written anew: putting the content again heals it
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=place.parent, prefix=".new-", delete=False
+            ) as file:
+                temporary = Path(file.name)
+                try:
+                    shutil.copyfileobj(source, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    temporary.chmod(0o444)
+                    temporary.replace(place)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+            _sync_folder(place.parent)
+        except OSError as error:
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+            raise Unavailable(
+                "The disk is full." if full else f"The blob cannot be written: {error.strerror}.",
+                where=str(place.parent),
+                todo="Make room and try again; nothing was lost."
+                if full
+                else "See the folder's rights.",
+            ) from error
+
+    def get(self, digest: Digest) -> bytes:
+        """See ``keepwell.core.ports.blobs.Blobs``."""
+        place = self._place(digest)
+        try:
+            content = place.read_bytes()
+        except FileNotFoundError:
+            raise self._missing(digest) from None
+        except OSError as error:
+            raise Unavailable(
+                f"The blob cannot be read: {error.strerror}.", where=str(place)
+            ) from error
+        if digest_bytes(content) != digest:
+            raise self._changed(digest)
+        return content
+
+    def path(self, digest: Digest) -> Path:
+        """See ``keepwell.core.ports.blobs.Blobs``. The file is hashed each time: a changed byte is never handed on."""
+        place = self._place(digest)
+        try:
+            holds = _hash(place) == digest
+        except FileNotFoundError:
+            raise self._missing(digest) from None
+        if not holds:
+            raise self._changed(digest)
+        return place
+
+    def has(self, digest: Digest) -> bool:
+        """See ``keepwell.core.ports.blobs.Blobs``."""
+        return self._place(digest).is_file()
+
+    def digests(self) -> Iterator[Digest]:
+        """See ``keepwell.core.ports.blobs.Blobs``."""
+        for place in (self.folder / "sha256").glob("??/*"):
+            if not place.name.startswith("."):
+                yield f"sha256:{place.name}"
+
+    def remove(self, digest: Digest) -> None:
+        """See ``keepwell.core.ports.blobs.Blobs``."""
+        try:
+            self._place(digest).unlink()
+        except FileNotFoundError:
+            raise self._missing(digest) from None
+
+    def _missing(self, digest: Digest) -> NotFound:
+        return NotFound(
+            f"There is no blob {digest}.",
+            where=str(self.folder),
+            todo="Restore it from a backup, or make again what wrote it.",
+        )
+
+    def _changed(self, digest: Digest) -> Corrupt:
+        return Corrupt(
+            f"The bytes of the blob {digest} are not the ones that were written.",
+            where=str(self._place(digest)),
+            todo="Restore it from a backup; nothing that stands on it is served meanwhile.",
+        )
+
+
+def _hash(path: Path) -> Digest:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,200 @@
+"""DSSE envelopes (secure-systems-lab DSSE v1.0.2) around in-toto Statements v1, signed with Ed25519 (RFC 8032)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from keepwell.core.digest import canonical, digest_bytes
+from keepwell.core.errors import Corrupt, Unavailable
+from keepwell.core.ports.signing import Statement
+from keepwell.core.records.evidence import SigningKey
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+KEY_FILE = "signing.pem"
+
+
+class _Signature(msgspec.Struct):
+    keyid: str
+    sig: str
+
+
+class _Envelope(msgspec.Struct, kw_only=True):
+    payload: str
+    payload_type: str = msgspec.field(name="payloadType")
+    signatures: list[_Signature]
+
+
+class _Subject(msgspec.Struct):
+    name: str
+    digest: dict[str, str]
+
+
+class _Payload(msgspec.Struct, kw_only=True):
+    type_: str = msgspec.field(name="_type")
+    subject: list[_Subject]
+    predicate_type: str = msgspec.field(name="predicateType")
+    predicate: dict[str, Any]
+
+
+def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
+    """Give the bytes that are signed: type and payload with their lengths, so that neither can pose as the other."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def key_identifier(public: bytes) -> str:
+    """Name a public key by the digest of its 32 raw bytes."""
+    return digest_bytes(public)
+
+
+class DsseVerifier:
+    """Checks envelopes. Implements ``keepwell.core.ports.signing.Verifier``."""
+
+    def __init__(self, keys: Iterable[SigningKey]) -> None:
+        self._keys = {
+            key.keyid: Ed25519PublicKey.from_public_bytes(key.public)
+            for key in keys
+            if key.revoked is None
+        }
+
+    def open(self, envelope: bytes) -> tuple[Statement, str]:
+        """See ``keepwell.core.ports.signing.Verifier``."""
+        try:
+            read = msgspec.json.decode(envelope, type=_Envelope)
+            payload = base64.b64decode(read.payload, validate=True)
+            signed = pre_authentication_encoding(read.payload_type, payload)
+            keyid = self._signer_of(read, signed)
+            statement = msgspec.json.decode(payload, type=_Payload)
+        except (msgspec.DecodeError, binascii.Error, UnicodeDecodeError) as error:
+            raise Corrupt(f"The envelope cannot be read: {error}.", where="evidence") from error
+        if read.payload_type != PAYLOAD_TYPE or statement.type_ != STATEMENT_TYPE:
+            raise Corrupt("The envelope holds no in-toto Statement v1.", where="evidence")
+        subjects = {
+            subject.name: f"sha256:{subject.digest.get('sha256', '')}"
+            for subject in statement.subject
+        }
+        return (
+            Statement(
+                subjects=subjects,
+                predicate_type=statement.predicate_type,
+                predicate=statement.predicate,
+            ),
+            keyid,
+        )
+
+    def _signer_of(self, envelope: _Envelope, signed: bytes) -> str:
+        for signature in envelope.signatures:
+            key = self._keys.get(signature.keyid)
+            if key is None:
+                continue
+            try:
+                key.verify(base64.b64decode(signature.sig, validate=True), signed)
+            except InvalidSignature:
+                continue
+            return signature.keyid
+        raise Corrupt(
+            "No signature of a known, unrevoked key holds.",
+            where="evidence",
+            todo="The envelope was changed, or its key is not among the project's signing keys.",
+        )
+
+
+class DsseSigner(DsseVerifier):
+    """Signs with one key and trusts it. Implements ``keepwell.core.ports.signing.Signer``."""
+
+    def __init__(self, private: Ed25519PrivateKey, *, trusted: Iterable[SigningKey] = ()) -> None:
+        self._private = private
+        self._public = private.public_key().public_bytes_raw()
+        own = SigningKey(keyid=self.keyid, public=self._public, created=0)
+        super().__init__([own, *trusted])
+
+    @property
+    def keyid(self) -> str:
+        """See ``keepwell.core.ports.signing.Signer``."""
+        return key_identifier(self._public)
+
+    @property
+    def public(self) -> bytes:
+        """See ``keepwell.core.ports.signing.Signer``."""
+        return self._public
+
+    def sign(self, statement: Statement) -> bytes:
+        """See ``keepwell.core.ports.signing.Signer``."""
+        payload = canonical(
+            {
+                "_type": STATEMENT_TYPE,
+                "subject": [
+                    {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
+                    for name, digest in statement.subjects.items()
+                ],
+                "predicateType": statement.predicate_type,
+                "predicate": statement.predicate,
+            }
+        )
+        signature = self._private.sign(pre_authentication_encoding(PAYLOAD_TYPE, payload))
+        return canonical(
+            {
+                "payload": base64.b64encode(payload).decode(),
+                "payloadType": PAYLOAD_TYPE,
+                "signatures": [{"keyid": self.keyid, "sig": base64.b64encode(signature).decode()}],
+            }
+        )
+
+
+def open_signer(folder: Path) -> DsseSigner:
+    """Give the project's signer, making its key on first use (a file that only its owner can read).
+
+    Raises Corrupt if the key file cannot be read as an Ed25519 key, Unavailable if it cannot be written.
+    """
+    path = folder / KEY_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            _create(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise Unavailable(
+            f"The signing key cannot be read or made: {error.strerror}.", where=str(path)
+        ) from error
+    try:
+        private = serialization.load_pem_private_key(content, password=None)
+    except ValueError as error:
+        raise Corrupt(
+            "The signing key's file is damaged.",
+            where=str(path),
+            todo="Restore it from a backup; a new key cannot vouch for what the old one signed.",
+        ) from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise Corrupt("The signing key is not an Ed25519 key.", where=str(path))
+    return DsseSigner(private)
+
+
+def _create(path: Path) -> None:
+    content = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, path)  # of several processes starting together, one key wins
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()

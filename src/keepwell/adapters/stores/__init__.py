@@ -1,0 +1,1 @@
+"""Stores: SQLite for one machine, PostgreSQL beyond it, one code for both."""

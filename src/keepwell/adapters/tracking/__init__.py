@@ -1,0 +1,1 @@
+"""Tracking in SQL: runs, metrics and files of experiments in the same database as the store."""

@@ -1,0 +1,31 @@
+"""``keepwell rollout``: what rollouts there are and what they found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from keepwell.app.cli.common import print_json, project_state, table
+from keepwell.core.clock import iso
+from keepwell.core.errors import NotFound
+from keepwell.core.records.traffic import Rollout, TrafficPlan
+from keepwell.serving.rollouts import describe_plan
+
+
+def run(given: argparse.Namespace) -> int:
+    """Show all rollouts, or one with the traffic plans of its time."""
+    state = project_state(given)
+    rollouts = state.store.find(Rollout, order=["started"])
+    if given.id:
+        rollouts = [r for r in rollouts if r.id == given.id]
+        if not rollouts:
+            raise NotFound(f"There is no rollout {given.id!r}.")
+    plans = state.store.find(TrafficPlan)
+    if given.json:
+        print_json({"rollouts": rollouts, "plans": plans})
+        return 0
+    rows = [(r.id, r.strategy, f"v{r.champion} -> v{r.challenger}", r.state, r.reason[:90]) for r in rollouts]
+    sys.stdout.write(table(rows, ("rollout", "strategy", "versions", "state", "reason")) + "\n\n")
+    rows = [(p.endpoint, str(p.revision), iso(p.created), describe_plan(p), p.by) for p in plans]
+    sys.stdout.write(table(rows, ("endpoint", "plan", "since", "who answers", "by")) + "\n")
+    return 0

@@ -1,0 +1,101 @@
+"""The processes of a running project: gateway, control server, worker, and replays; each by its own entry."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from keepwell.app.wiring import State, open_state
+from keepwell.core.errors import KeepwellError
+from keepwell.serving.worker import die_with_parent
+
+
+def announce(state: State, name: str, url: str) -> None:
+    """Write where a process answers, for the others to find."""
+    folder = state.state / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}.json"
+    temporary.write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
+    temporary.replace(folder / f"{name}.json")
+
+
+def run_gateway_process(state: State) -> None:
+    """Run the gateway's parent."""
+    from keepwell.serving.gateway import run_gateway
+
+    server = state.settings.server
+    run_gateway(
+        store=state.store,
+        blobs=state.blobs,
+        verifier=state.verifier,
+        state=state.state,
+        host=server.host,
+        port=server.gateway_port,
+        workers=server.gateway_workers,
+        clock=state.clock,
+        ready=lambda port: announce(state, "gateway", f"http://{server.host}:{port}"),
+    )
+
+
+def run_server_process(state: State) -> None:
+    """Run the control API, the tracking API and the dashboard."""
+    import uvicorn
+
+    from keepwell.app.api.server import application
+    from keepwell.serving.pool import bind
+
+    server = state.settings.server
+    listening = bind(server.host, server.port)
+    announce(state, "server", f"http://{server.host}:{listening.getsockname()[1]}")
+    config = uvicorn.Config(application(state), log_level="warning", access_log=False, lifespan="off")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def run_worker_process(state: State) -> None:
+    """Run the worker."""
+    from keepwell.app.worker import run_worker
+
+    announce(state, "worker-process", "")
+    run_worker(state)
+
+
+def run_replay_process(state: State) -> None:
+    """Carry every unfinished replay to its end."""
+    from keepwell.app.replay import run_replays
+
+    run_replays(state)
+
+
+def run_drain_process(state: State) -> None:
+    """Work until the queue is empty: for a command that is used while nothing is up."""
+    from keepwell.app.worker import run_worker
+
+    run_worker(state, drain=True)
+
+
+ENTRIES = {
+    "drain": run_drain_process,
+    "gateway": run_gateway_process,
+    "server": run_server_process,
+    "worker": run_worker_process,
+    "replay": run_replay_process,
+}
+
+
+def main() -> int:
+    """Run ``processes NAME FOLDER PARENT``."""
+    name, folder, parent = sys.argv[1:4]
+    die_with_parent(int(parent))
+    try:
+        ENTRIES[name](open_state(Path(folder)))
+    except KeepwellError as error:
+        sys.stderr.write(f"keepwell {name}: {error}\n")
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

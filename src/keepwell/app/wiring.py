@@ -1,0 +1,237 @@
+"""Puts the parts together: the only module that names an adapter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+import keepwell
+from keepwell.adapters.alerts.webhook import Webhook
+from keepwell.adapters.blobs.files import FileBlobs
+from keepwell.adapters.executor import ProcessExecutor
+from keepwell.adapters.signing.dsse import DsseSigner, DsseVerifier, open_signer
+from keepwell.adapters.stores.sql import SqlStore, open_store
+from keepwell.app.config import load
+from keepwell.checks.model.validation import loss_rows
+from keepwell.core.clock import SystemClock
+from keepwell.core.errors import NotFound
+from keepwell.core.ports.alerts import Channel
+from keepwell.core.ports.engine import Engine
+from keepwell.core.ports.rollouts import Gain
+from keepwell.core.ports.tracking import TrackingStore
+from keepwell.core.project import Project
+from keepwell.core.records.evidence import CheckResult, SigningKey
+from keepwell.core.records.lifecycle import User
+from keepwell.core.records.models import ModelVersion
+from keepwell.core.settings import Settings
+from keepwell.lifecycle.context import Context
+from keepwell.serving.application import HttpApplication
+from keepwell.serving.rollouts import RolloutDriver
+from keepwell.serving.segments import SegmentLog
+from keepwell.serving.stage import GatewayStage
+from keepwell.watch.drills import alert_drill
+from keepwell.watch.watcher import Watcher
+
+
+class State:
+    """A project's parts, each made when it is first asked for."""
+
+    def __init__(self, folder: Path, settings: Settings, project: Project) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.project = project
+        self.clock = SystemClock()
+        self.state = folder / settings.store.state
+
+    @cached_property
+    def store(self) -> SqlStore:
+        """The store, migrated, with the project's users and its signing key in it."""
+        store = open_store(store_url(self.folder, self.settings), clock=self.clock)
+        self._declare(store)
+        return store
+
+    def _declare(self, store: SqlStore) -> None:
+        known = {user.name: user for user in store.find(User)}
+        wanted = {name: User(name=name, roles=given.roles) for name, given in self.settings.users.items()}
+        key = SigningKey(keyid=self.signer.keyid, public=self.signer.public, created=self.clock.now())
+        changed = {
+            name: user
+            for name, user in wanted.items()
+            if name not in known or known[name].roles != user.roles
+        }
+        if not changed and store.get(SigningKey, key.keyid) is not None:
+            return
+        with store.transaction(actor="keepwell.toml") as transaction:
+            if transaction.get(SigningKey, key.keyid) is None:
+                transaction.add(key)
+            for name, user in changed.items():
+                before = transaction.get(User, name)
+                if before is None:
+                    transaction.add(user)
+                elif before.roles != user.roles:
+                    transaction.replace(
+                        msgspec.structs.replace(before, roles=user.roles, revision=before.revision + 1)
+                    )
+
+    @cached_property
+    def blobs(self) -> FileBlobs:
+        """The blobs."""
+        return FileBlobs(self.folder / self.settings.store.blobs)
+
+    @cached_property
+    def signer(self) -> DsseSigner:
+        """The project's signer."""
+        return open_signer(self.state / "keys")
+
+    @cached_property
+    def verifier(self) -> DsseVerifier:
+        """Checks envelopes against the keys in the store, as an auditor without the private key would."""
+        return DsseVerifier(self.store.find(SigningKey))
+
+    @cached_property
+    def tracker(self) -> TrackingStore:
+        """The tracking store, on the same database."""
+        from keepwell.adapters.tracking.sql import open_tracking
+
+        self.store  # noqa: B018 - the store's opening is what migrates the database
+        return open_tracking(store_url(self.folder, self.settings))
+
+    @cached_property
+    def log(self) -> SegmentLog:
+        """The prediction log, to read."""
+        return SegmentLog(self.state / "log")
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway answers: what the running one has said, else what the settings say."""
+        try:
+            said = msgspec.json.decode((self.state / "run" / "gateway.json").read_bytes())
+            return str(said["url"])
+        except (OSError, KeyError, msgspec.DecodeError):
+            server = self.settings.server
+            return f"http://{server.host}:{server.gateway_port}"
+
+    @cached_property
+    def channels(self) -> tuple[Channel, ...]:
+        """The channels that alerts go to."""
+        return tuple(Webhook(name=given.name, url=given.url) for given in self.settings.alerts)
+
+    @cached_property
+    def executor(self) -> ProcessExecutor:
+        """Where heavy tasks run."""
+        return ProcessExecutor(folder=self.folder)
+
+    @cached_property
+    def rollouts(self) -> RolloutDriver:
+        """Starts and drives rollouts."""
+        return RolloutDriver(
+            store=self.store,
+            blobs=self.blobs,
+            signer=self.signer,
+            log=self.log,
+            clock=self.clock,
+            gain_of=lambda model: gain_of(self.project, model, metric=self.settings.rollout.metric),
+            settings=_plain(self.settings.rollout),
+        )
+
+    @property
+    def context(self) -> Context:
+        """What releases and activations work with."""
+        return Context(
+            project=self.project,
+            settings=self.settings,
+            folder=self.folder,
+            store=self.store,
+            blobs=self.blobs,
+            signer=self.signer,
+            clock=self.clock,
+            stage=GatewayStage(blobs=self.blobs),
+            application=HttpApplication(self.gateway_url),
+            rollouts=self.rollouts,
+            drills=_Drills(self),
+        )
+
+    def watcher(self) -> Watcher:
+        """Make the watcher; one process at a time may run it."""
+        return Watcher(
+            project=self.project,
+            settings=self.settings,
+            store=self.store,
+            log=self.log,
+            blobs=self.blobs,
+            channels=self.channels,
+            clock=self.clock,
+        )
+
+    def engine(self) -> Engine:
+        """Make the engine of durable work; only the worker does, because it costs a second to import."""
+        from keepwell.adapters.engine.dbos_engine import DbosEngine
+
+        return DbosEngine(
+            store=self.store, state=self.state, version=keepwell.__version__, clock=self.clock
+        )
+
+
+class _Drills:
+    """Runs drills with this project's own channels."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def alert(self, endpoint: str, version: ModelVersion) -> CheckResult:
+        state = self._state
+        return alert_drill(
+            endpoint,
+            version,
+            project=state.project,
+            settings=state.settings,
+            store=state.store,
+            blobs=state.blobs,
+            channels=state.channels,
+            clock=state.clock,
+        )
+
+
+def _plain(settings: Any) -> Mapping[str, Any]:
+    plain: Mapping[str, Any] = msgspec.to_builtins(settings)
+    return plain
+
+
+def gain_of(project: Project, model: str, *, metric: str) -> Gain:
+    """Give what a decision gains: by the project's KPI in money, or by the proper loss that probabilities earn."""
+    declared = project.model(model)
+
+    def by_loss(predictions: Any, outcomes: Any) -> Any:
+        return -loss_rows(declared.task, np.asarray(outcomes), np.asarray(predictions))
+
+    def by_kpi(predictions: Any, outcomes: Any) -> Any:
+        if declared.kpi_function is None:
+            raise NotFound(f"The model {model!r} declares no KPI.")
+        return np.asarray(declared.kpi_function(predictions, outcomes), dtype=np.float64)
+
+    return by_kpi if metric == "kpi" else by_loss
+
+
+def store_url(folder: Path, settings: Settings) -> str:
+    """Give the store's URL with a relative SQLite path put inside the project's folder."""
+    url = settings.store.url
+    if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
+        return f"sqlite:///{(folder / url.removeprefix('sqlite:///')).resolve()}"
+    return url
+
+
+def open_state(folder: Path) -> State:
+    """Open the project in a folder. Raises NotFound, InvalidInput for what is wrong with its files."""
+    settings, project = load(folder)
+    return State(folder, settings, project)
+
+
+def hash_token(token: str) -> str:
+    """Give the form in which a token is kept."""
+    return hashlib.sha256(token.encode()).hexdigest()

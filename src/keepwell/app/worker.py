@@ -1,0 +1,78 @@
+"""The worker: runs durable work, watches the log, drives rollouts and turns the loop. One a project."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+
+import msgspec
+
+from keepwell.app.procedures import procedures
+from keepwell.app.wiring import State
+from keepwell.core.errors import KeepwellError
+from keepwell.core.records.work import Replay
+from keepwell.lifecycle.loop import turn
+
+LOOK_SECONDS = 0.05
+
+
+class Pulse:
+    """Tells other processes how far the worker is: a file with the start of its last whole round."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "run" / "worker.json"
+
+    def beat(self, began: int) -> None:
+        """Write that everything acknowledged before ``began`` (microseconds) has been read and judged."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode({"round": began}))
+        temporary.replace(self._path)
+
+    def last(self) -> int:
+        """Give the start of the last whole round; 0 if there was none."""
+        try:
+            return int(msgspec.json.decode(self._path.read_bytes())["round"])
+        except (OSError, KeyError, msgspec.DecodeError):
+            return 0
+
+
+def run_worker(state: State, *, drain: bool = False) -> None:
+    """Work until SIGTERM or SIGINT; with ``drain``, until the queue is empty.
+
+    Raises Refused if another worker holds the project.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    engine = state.engine()
+    engine.start(procedures(state))
+    watcher = state.watcher()
+    pulse = Pulse(state.state)
+    settled = {replay.id for replay in state.store.find(Replay, {"state": "done"})}
+    try:
+        while not stop.is_set() and not getattr(engine, "lost", False):
+            began = state.clock.now()
+            try:
+                busy = watcher.tick()
+                for replay in state.store.find(Replay, {"state": "done"}):
+                    if replay.id not in settled:
+                        watcher.settle(replay.endpoint)
+                        settled.add(replay.id)
+                state.rollouts.look()
+                turn(state.context)
+            except KeepwellError as error:
+                # A round that fails is said and tried again: the log and the store still hold everything.
+                logging.getLogger("keepwell").error("worker: %s", error)
+                busy = False
+                stop.wait(1.0)
+            else:
+                pulse.beat(began)
+            if drain and engine.idle():
+                return
+            if not busy:
+                stop.wait(LOOK_SECONDS)
+    finally:
+        engine.stop(within=10.0)

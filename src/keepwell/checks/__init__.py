@@ -1,0 +1,1 @@
+"""Questions with a yes or a no: values in, a CheckResult out. Nothing is read, written or remembered."""

@@ -1,0 +1,1 @@
+"""Is this artefact whole and harmless?"""

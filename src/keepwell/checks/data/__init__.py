@@ -1,0 +1,1 @@
+"""Is this data what we take it for?"""

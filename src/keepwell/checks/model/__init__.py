@@ -1,0 +1,1 @@
+"""Is this model good enough, everywhere, and better than no model?"""

@@ -1,0 +1,30 @@
+"""The prediction log, as those read it who did not write it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from keepwell.core.records.predictions import Outcome, Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class LogBatch(msgspec.Struct, frozen=True):
+    """What was appended since a cursor, whole frames only, and the cursor to go on from."""
+
+    predictions: tuple[Prediction, ...]
+    outcomes: tuple[Outcome, ...]
+    cursor: dict[str, int]
+    torn: tuple[str, ...] = ()
+    """Segments whose tail was cut off by a crash, with the place; the rest of such a tail was never acknowledged."""
+
+
+class PredictionLog(Protocol):
+    """Reads acknowledged records in the order of each writer, at least once; the id tells repeats."""
+
+    def read(self, cursor: Mapping[str, int], *, limit: int = 50_000) -> LogBatch:
+        """Give up to about ``limit`` records after the cursor. An empty cursor starts at the oldest segment."""
+        ...

@@ -1,0 +1,151 @@
+"""The values of a project: what ``keepwell.toml`` says, with defaults that are safe on one machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from keepwell.core.records.lifecycle import Role
+
+Number = int | float
+
+
+class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file. Unknown names are refused, so that a typing error never goes unnoticed."""
+
+
+class ProjectSettings(Values, frozen=True, kw_only=True):
+    """The table ``[project]``."""
+
+    name: str
+    module: str
+    """Python module or package of declarations, relative to the project's folder."""
+
+
+class StoreSettings(Values, frozen=True, kw_only=True):
+    """``[store]``: where state lives. Relative paths are inside the project's folder."""
+
+    url: str = "sqlite:///.keepwell/keepwell.db"
+    blobs: str = ".keepwell/blobs"
+    state: str = ".keepwell"
+
+
+class ServerSettings(Values, frozen=True, kw_only=True):
+    """``[server]``: addresses. Loopback unless told otherwise. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 7070
+    """Control API, tracking API and dashboard."""
+    gateway_port: int = 7071
+    gateway_workers: int = 1
+
+
+class UserSettings(Values, frozen=True, kw_only=True):
+    """The table ``[users.NAME]``."""
+
+    roles: tuple[Role, ...]
+
+
+class PolicySettings(Values, frozen=True, kw_only=True):
+    """``[policy]``: the limits of a release, an activation and a renewal."""
+
+    approvals: int = 2
+    approval_expires: str = "90d"
+    beat_baseline: bool = True
+    """The candidate's loss must be lower than the baseline's with its whole 95% interval."""
+    worst_slice_rows: int = 200
+    worst_slice_calibration: float = 0.10
+    """Largest distance between mean prediction and mean label in any slice (binary)."""
+    worst_slice_loss_ratio: float = 1.0
+    """In no slice may the loss be more than this many times the baseline's, beyond its interval."""
+    calibration_error: float = 0.05
+    seed_spread: float = 0.02
+    """Largest relative change of the loss between seeds."""
+    load_seconds: float = 20.0
+    memory_mb: float = 1024.0
+    latency_ms: float = 250.0
+    kpi_rows: int = 500
+    """Labelled live decisions that the activation's last step waits for."""
+    kpi_floor: float = 0.0
+    """The KPI's gain over the baseline, per decision, must be above this with its whole interval (release)."""
+    validation_share: float = 0.2
+    """The newest share of the training set, by time, is kept for validation."""
+    renewal_needs_person: bool = False
+
+
+class EndpointSettings(Values, frozen=True, kw_only=True):
+    """The table ``[endpoints.NAME]``."""
+
+    model: str
+    log: Literal["sync", "group", "sampled"] = "sync"
+    time: str = ""
+    """Request field with the event time; empty: time of arrival."""
+
+
+class RolloutSettings(Values, frozen=True, kw_only=True):
+    """``[rollout]``: how a renewed version takes over."""
+
+    strategy: str = "champion-challenger"
+    metric: Literal["loss", "kpi"] = "loss"
+    """What the two are compared by: the proper loss of their probabilities, or the project's money rule."""
+    alpha: float = 0.05
+    min_rows: int = 500
+    max_days: float = 28.0
+    """A challenger that has not won by then is refused."""
+    canary_share: float = 0.05
+
+
+class RenewalSettings(Values, frozen=True, kw_only=True):
+    """``[renewal]``: what a new version is trained on when the loop asks for one."""
+
+    history: str = ""
+    """Length of the training window that ends at the decision, such as ``"90d"``; empty: all since the champion's own."""
+
+
+class MonitorSettings(Values, frozen=True, kw_only=True):
+    """The table ``[monitors]``."""
+
+    window: str = "7d"
+    alpha: float = 0.01
+    """False alarms allowed, per monitored series over a year of windows."""
+    min_rows: int = 500
+    retrain_on: tuple[str, ...] = ("performance", "business")
+    cooldown: str = "14d"
+    """Event time after a renewal's decision before another may start."""
+
+
+class AlertSettings(Values, frozen=True, kw_only=True):
+    """The table ``[[alerts]]``."""
+
+    kind: Literal["webhook"] = "webhook"
+    name: str
+    url: str
+
+
+class DemoSettings(Values, frozen=True, kw_only=True):
+    """``[demo]``: how ``keepwell demo`` tells the project's story: train up to a day, then replay the rest as live."""
+
+    train_since: str
+    train_until: str
+    replay_until: str
+    author: str
+    approvers: tuple[str, ...]
+    rows_a_request: int = 1
+    connections: int = 32
+
+
+class Settings(Values, frozen=True, kw_only=True):
+    """The whole file."""
+
+    project: ProjectSettings
+    store: StoreSettings = StoreSettings()
+    server: ServerSettings = ServerSettings()
+    users: dict[str, UserSettings] = {}
+    policy: PolicySettings = PolicySettings()
+    endpoints: dict[str, EndpointSettings] = {}
+    rollout: RolloutSettings = RolloutSettings()
+    renewal: RenewalSettings = RenewalSettings()
+    monitors: MonitorSettings = MonitorSettings()
+    alerts: tuple[AlertSettings, ...] = ()
+    demo: DemoSettings | None = None

@@ -1,0 +1,159 @@
+"""Requests into arrays and answers into JSON, by the signature, with errors that name row and column."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from keepwell.core.clock import Time, moment
+from keepwell.core.errors import InvalidInput, near_miss
+from keepwell.core.records.models import Signature
+
+MAX_ROWS = 10_000
+_UNKNOWN = re.compile(r"unknown field `([^`]+)`")
+
+
+class Codec:
+    """Decodes the rows of one endpoint.
+
+    A row must have every input (null where a value is missing); it may have the endpoint's unit and time
+    fields besides, and nothing else: a misspelled column is an error, not a silent missing value.
+    """
+
+    def __init__(self, signature: Signature, *, unit: str = "", time: str = "") -> None:
+        self.signature = signature
+        self.names = signature.names
+        self._width = len(self.names)
+        self._unit = unit
+        self._time = time
+        fields: list[Any] = [
+            (
+                c.name,
+                (str if c.dtype == "string" else bool | float if c.dtype == "bool" else float)
+                | None,
+            )
+            for c in signature.inputs
+        ]
+        self.extra = tuple(n for n in dict.fromkeys((unit, time)) if n and n not in self.names)
+        # The wide type keeps an application free to send numbers or text as its unit.
+        fields += [(name, str | int | float | None, None) for name in self.extra]
+        row = msgspec.defstruct("Row", fields, kw_only=True, forbid_unknown_fields=True)
+        single = msgspec.defstruct(
+            "Body",
+            [
+                ("rows", list[row], msgspec.field(default_factory=list)),  # type: ignore[valid-type]
+                ("row", row | None, None),  # type: ignore[operator]
+                ("ids", list[str], msgspec.field(default_factory=list)),
+                ("id", str, ""),
+                ("probe", int, 0),
+            ],
+            kw_only=True,
+            forbid_unknown_fields=True,
+        )
+        self._decoder = msgspec.json.Decoder(single)
+        self._object = not signature.numeric
+
+    def decode(self, body: bytes) -> Decoded:
+        """Read a request body. Raises InvalidInput."""
+        try:
+            given: Any = self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise self._explained(str(error)) from None
+        except msgspec.DecodeError as error:
+            raise InvalidInput(
+                f"The body is not JSON: {error}.", todo='Send {"rows": [{...}]}.'
+            ) from None
+        except RecursionError:
+            raise InvalidInput("The body is nested too deeply.") from None
+        rows = given.rows
+        ids = given.ids
+        if given.row is not None:
+            if rows:
+                raise InvalidInput("The body has both 'row' and 'rows'.", todo="Send one of them.")
+            rows = [given.row]
+            ids = [given.id] if given.id else []
+        if not rows:
+            raise InvalidInput(
+                "The body has no rows.", todo='Send {"rows": [{...}]} or {"row": {...}}.'
+            )
+        if len(rows) > MAX_ROWS:
+            raise InvalidInput(f"{len(rows):,} rows are more than {MAX_ROWS:,} in one request.")
+        if ids and len(ids) != len(rows):
+            raise InvalidInput(f"There are {len(ids)} ids for {len(rows)} rows.")
+        values = [msgspec.structs.astuple(row) for row in rows]
+        width = self._width
+        features = [row[:width] for row in values] if self.extra else values
+        return Decoded(
+            features=features,
+            matrix=np.array(features, dtype=object if self._object else np.float64).reshape(
+                len(rows), width
+            ),
+            ids=ids,
+            units=self._pick(values, self._unit),
+            times=self._times(values),
+            probe=given.probe,
+        )
+
+    def _pick(self, values: list[tuple[Any, ...]], name: str) -> list[str]:
+        if not name:
+            return []
+        place = self._place(name)
+        return ["" if row[place] is None else str(row[place]) for row in values]
+
+    def _place(self, name: str) -> int:
+        return (
+            self.names.index(name) if name in self.names else self._width + self.extra.index(name)
+        )
+
+    def _times(self, values: list[tuple[Any, ...]]) -> list[Time]:
+        if not self._time:
+            return []
+        place = self._place(self._time)
+        times: list[Time] = []
+        for i, row in enumerate(values):
+            given = row[place]
+            if given is None:
+                raise InvalidInput(f"Row {i} has no {self._time!r}, the time of its decision.")
+            times.append(moment(given) if isinstance(given, str) else int(given))
+        return times
+
+    def _explained(self, text: str) -> InvalidInput:
+        unknown = _UNKNOWN.search(text)
+        if unknown:
+            allowed = (
+                [*self.names, *self.extra]
+                if "rows" in text or ".row" in text
+                else ["rows", "row", "ids", "id"]
+            )
+            return InvalidInput(f"{text}.", todo=near_miss(unknown[1], allowed))
+        return InvalidInput(
+            f"{text}.", todo="The endpoint's columns are listed at GET /v1/endpoints."
+        )
+
+
+class Decoded(msgspec.Struct):
+    """A request's rows: ``features`` as they were sent, ``matrix`` of shape (n, d) as a predictor takes them."""
+
+    features: list[tuple[Any, ...]]
+    matrix: npt.NDArray[Any]
+    ids: list[str]
+    units: list[str]
+    times: list[Time]
+    probe: int
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(value: Any) -> bytes:
+    """Encode an answer as JSON."""
+    return _encoder.encode(value)
+
+
+def encode_error(message: str) -> bytes:
+    """Encode an error in the form of the Open Inference Protocol."""
+    return _encoder.encode({"error": message})

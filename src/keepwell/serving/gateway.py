@@ -1,0 +1,197 @@
+"""The gateway's parent: watches the store, admits versions by their evidence, publishes editions, tends workers."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from keepwell.core.admission import admission_problems
+from keepwell.core.clock import Clock
+from keepwell.core.digest import digest_of
+from keepwell.core.errors import KeepwellError, Unavailable
+from keepwell.core.ports.blobs import Blobs
+from keepwell.core.ports.signing import Verifier
+from keepwell.core.ports.store import Store
+from keepwell.core.records.lifecycle import Policy
+from keepwell.core.records.models import ModelVersion
+from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, TrafficPlan
+from keepwell.core.records.watching import Alert
+from keepwell.serving.editions import Edition, EndpointEdition, Shelf
+from keepwell.serving.pool import Pool, bind
+from keepwell.training.artefacts import unpack_artefact
+
+LOOK_SECONDS = 0.05
+RECHECK_SECONDS = 30.0
+
+
+class Publisher:
+    """Turns the store's plans into editions, leaving out every arm whose evidence does not hold."""
+
+    def __init__(
+        self, *, store: Store, blobs: Blobs, verifier: Verifier, shelf: Shelf, clock: Clock
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._verifier = verifier
+        self._shelf = shelf
+        self._clock = clock
+        self._number = shelf.read().number
+        self._last: tuple[EndpointEdition, ...] | None = None
+
+    def refresh(self) -> bool:
+        """Look at all plans again, with every digest and signature; publish if anything differs from last time."""
+        endpoints = tuple(self._endpoint(endpoint) for endpoint in self._store.find(Endpoint))
+        if endpoints == self._last:
+            return False
+        self._number = max(self._number, self._shelf.generation()) + 1
+        self._shelf.publish(Edition(number=self._number, endpoints=endpoints))
+        self._last = endpoints
+        return True
+
+    def _endpoint(self, endpoint: Endpoint) -> EndpointEdition:
+        plans = self._store.find(
+            TrafficPlan, {"endpoint": endpoint.name}, order=["-revision"], limit=1
+        )
+        plan = plans[0] if plans else None
+        refusals: list[str] = []
+        arms: list[Arm] = []
+        mirrors: list[Arm] = []
+        for arm in plan.arms if plan else ():
+            problems = self._problems(arm, answers=True)
+            if problems:
+                refusals.append(f"{arm.model}/{arm.version}: {'; '.join(problems)}")
+                self._alert(endpoint, arm, problems)
+            else:
+                arms.append(arm)
+        for arm in plan.mirrors if plan else ():
+            problems = self._problems(arm, answers=False)
+            if problems:
+                self._alert(endpoint, arm, problems)
+            else:
+                mirrors.append(arm)
+        return EndpointEdition(
+            name=endpoint.name,
+            model=endpoint.model,
+            unit=endpoint.unit,
+            time=endpoint.time,
+            log=endpoint.log,
+            plan=plan.revision if plan else 0,
+            salt=plan.salt if plan else "",
+            fallback=plan.fallback if plan else "",
+            arms=_rebalanced(arms, plan.fallback if plan else ""),
+            mirrors=tuple(mirrors),
+            refused="; ".join(refusals),
+        )
+
+    def _problems(self, arm: Arm, *, answers: bool) -> list[str]:
+        version = self._store.get(ModelVersion, arm.model, arm.version)
+        if version is None:
+            return ["there is no such version"]
+        if version.artefact != arm.artefact:
+            return ["the plan names another artefact than the version has"]
+        try:
+            problems = admission_problems(
+                version,
+                approvals=self._approvals(version) if answers else 0,
+                store=self._store,
+                blobs=self._blobs,
+                verifier=self._verifier,
+                now=self._clock.now(),
+            )
+            folder = self._shelf.artefact_folder(arm.artefact)
+            if not problems and not folder.is_dir():
+                unpack_artefact(arm.artefact, folder, blobs=self._blobs)
+        except KeepwellError as error:
+            return [str(error)]
+        return problems
+
+    def _approvals(self, version: ModelVersion) -> int:
+        policies = self._store.find(Policy, {"model": version.model}, order=["-created"], limit=1)
+        return int(policies[0].limits["approvals"]) if policies else 1
+
+    def _alert(self, endpoint: Endpoint, arm: Arm, problems: list[str]) -> None:
+        """Raise one alert for one reason, however often it is looked at."""
+        identity = f"admission-{digest_of([endpoint.name, arm.artefact, problems])[7:19]}"
+        now = self._clock.now()
+        with self._store.transaction(actor="gateway") as transaction:
+            if transaction.get(Alert, identity) is None:
+                transaction.add(
+                    Alert(
+                        id=identity,
+                        endpoint=endpoint.name,
+                        model=arm.model,
+                        version=arm.version,
+                        monitor="admission",
+                        severity="critical",
+                        message=f"{arm.model}/{arm.version} is refused: {'; '.join(problems)}"[
+                            :2000
+                        ],
+                        event_time=now,
+                        opened=now,
+                    )
+                )
+
+
+def _rebalanced(arms: list[Arm], fallback: str) -> tuple[Arm, ...]:
+    """Give the buckets of refused arms to the fallback, else to the first arm that is left."""
+    missing = BUCKETS - sum(arm.weight for arm in arms)
+    if not arms or not missing:
+        return tuple(arms)
+    heir = next((i for i, arm in enumerate(arms) if arm.name == fallback), 0)
+    arms[heir] = msgspec.structs.replace(arms[heir], weight=arms[heir].weight + missing)
+    return tuple(arms)
+
+
+def run_gateway(
+    *,
+    store: Store,
+    blobs: Blobs,
+    verifier: Verifier,
+    state: Path,
+    host: str,
+    port: int,
+    workers: int,
+    clock: Clock,
+    ready: Callable[[int], None] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run until SIGTERM or SIGINT (or until ``stop`` is set). ``ready`` is told the port once it is bound.
+
+    While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
+    port is taken.
+    """
+    ending = stop or threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ending.set())
+    listening = bind(host, port)
+    shelf = Shelf(state / "editions")
+    publisher = Publisher(store=store, blobs=blobs, verifier=verifier, shelf=shelf, clock=clock)
+    meters = state / "run" / "meters"
+    for path in meters.glob("*.json"):
+        path.unlink()  # counters of an earlier gateway
+    pool = Pool(listening, editions=shelf.folder, log=state / "log", meters=meters, workers=workers)
+    seen = -1
+    checked = 0
+    try:
+        while not ending.is_set():
+            try:
+                version = store.version()
+                due = clock.now() - checked > RECHECK_SECONDS * 1_000_000
+                if version != seen or due:
+                    publisher.refresh()
+                    seen, checked = version, clock.now()
+            except Unavailable:
+                seen = -1
+            pool.tend()
+            if ready is not None:
+                ready(int(listening.getsockname()[1]))
+                ready = None
+            ending.wait(LOOK_SECONDS)
+    finally:
+        pool.stop()
+        listening.close()

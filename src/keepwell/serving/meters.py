@@ -1,0 +1,107 @@
+"""What a worker counts, and the Prometheus text of all workers together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+BOUNDS_US = (100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000)
+"""Upper bounds of the latency histogram, microseconds."""
+
+
+class Meters:
+    """Counters of one worker, shared with the others through a file a worker."""
+
+    def __init__(self, folder: Path, *, worker: str) -> None:
+        self._folder = folder
+        self._path = folder / f"{worker}.json"
+        self.counts: dict[tuple[str, str, int, str], int] = {}
+        self.latency: dict[tuple[str, str, int], list[int]] = {}
+        self.refusals: dict[str, int] = {}
+        self.dropped = 0
+        self.outcomes = 0
+
+    def answered(self, endpoint: str, arm: str, version: int, latency: int, status: str) -> None:
+        """Count one answered decision."""
+        key = (endpoint, arm, version, status)
+        self.counts[key] = self.counts.get(key, 0) + 1
+        buckets = self.latency.setdefault((endpoint, arm, version), [0] * (len(BOUNDS_US) + 2))
+        place = 0
+        while place < len(BOUNDS_US) and latency > BOUNDS_US[place]:
+            place += 1
+        buckets[place] += 1
+        buckets[-1] += latency
+
+    def refused(self, endpoint: str) -> None:
+        """Count one request with bad input."""
+        self.refusals[endpoint] = self.refusals.get(endpoint, 0) + 1
+
+    def _own(self) -> dict[str, Any]:
+        return {
+            "counts": [[*key, value] for key, value in self.counts.items()],
+            "latency": [[*key, value] for key, value in self.latency.items()],
+            "refusals": self.refusals,
+            "dropped": self.dropped,
+            "outcomes": self.outcomes,
+        }
+
+    def share(self) -> None:
+        """Write the counters where the other workers read them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(self._own()))
+        temporary.replace(self._path)
+
+    def render(self) -> str:
+        """Give the Prometheus text (exposition format 0.0.4), summed over all workers since the gateway started."""
+        parts = [self._own()]
+        for path in self._folder.glob("*.json"):
+            if path != self._path:
+                try:
+                    parts.append(msgspec.json.decode(path.read_bytes()))
+                except (OSError, msgspec.DecodeError):
+                    continue  # a worker that ends right now
+        counts: dict[tuple[Any, ...], int] = {}
+        latency: dict[tuple[Any, ...], list[int]] = {}
+        refusals: dict[str, int] = {}
+        for part in parts:
+            for *key, value in part["counts"]:
+                counts[tuple(key)] = counts.get(tuple(key), 0) + value
+            for *key, values in part["latency"]:
+                before = latency.get(tuple(key), [0] * len(values))
+                latency[tuple(key)] = [a + b for a, b in zip(before, values, strict=True)]
+            for name, value in part["refusals"].items():
+                refusals[name] = refusals.get(name, 0) + value
+        lines = ["# TYPE keepwell_predictions_total counter"]
+        for (endpoint, arm, version, status), value in sorted(counts.items()):
+            labels = f'endpoint="{endpoint}",arm="{arm}",version="{version}",status="{status}"'
+            lines.append(f"keepwell_predictions_total{{{labels}}} {value}")
+        lines.append("# TYPE keepwell_prediction_latency_seconds histogram")
+        for (endpoint, arm, version), values in sorted(latency.items()):
+            labels = f'endpoint="{endpoint}",arm="{arm}",version="{version}"'
+            running = 0
+            for bound, value in zip(BOUNDS_US, values, strict=False):
+                running += value
+                lines.append(
+                    f'keepwell_prediction_latency_seconds_bucket{{{labels},le="{bound / 1e6:g}"}} {running}'
+                )
+            total = sum(values[:-1])
+            lines.append(
+                f'keepwell_prediction_latency_seconds_bucket{{{labels},le="+Inf"}} {total}'
+            )
+            lines.append(
+                f"keepwell_prediction_latency_seconds_sum{{{labels}}} {values[-1] / 1e6:.6f}"
+            )
+            lines.append(f"keepwell_prediction_latency_seconds_count{{{labels}}} {total}")
+        lines.append("# TYPE keepwell_refused_requests_total counter")
+        lines += [
+            f'keepwell_refused_requests_total{{endpoint="{name}"}} {value}'
+            for name, value in sorted(refusals.items())
+        ]
+        lines.append("# TYPE keepwell_dropped_shadows_total counter")
+        lines.append(f"keepwell_dropped_shadows_total {sum(part['dropped'] for part in parts)}")
+        lines.append("# TYPE keepwell_outcomes_total counter")
+        lines.append(f"keepwell_outcomes_total {sum(part['outcomes'] for part in parts)}")
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,103 @@
+"""The pool: one listening socket, bound once, and worker processes that inherit it and are replaced when they die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from keepwell.core.errors import Unavailable
+
+RESPAWN_SECONDS = 0.2
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind and listen. Raises Unavailable naming what to do when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise Unavailable(
+            f"The address {host}:{port} cannot be bound: {error.strerror}.",
+            todo="Another program holds the port, perhaps another 'keepwell up': end it, or set another port"
+            " under [server] in keepwell.toml (0 takes a free one).",
+        ) from error
+    listening.listen(2048)
+    listening.set_inheritable(True)
+    return listening
+
+
+class Pool:
+    """Worker processes on one socket."""
+
+    def __init__(
+        self, listening: socket.socket, *, editions: Path, log: Path, meters: Path, workers: int
+    ) -> None:
+        self._listening = listening
+        self._editions = editions
+        self._log = log
+        self._meters = meters
+        self._wanted = workers
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._next = 0
+        self._spawned = 0.0
+
+    def tend(self) -> int:
+        """Start workers where some are missing, and give the number of those that had died."""
+        dead = [number for number, process in self._processes.items() if process.poll() is not None]
+        for number in dead:
+            del self._processes[number]
+        if dead and time.monotonic() - self._spawned < RESPAWN_SECONDS:
+            # A worker that dies at once must not turn the parent into a fork bomb.
+            time.sleep(RESPAWN_SECONDS)
+        while len(self._processes) < self._wanted:
+            self._spawn()
+        return len(dead)
+
+    def pids(self) -> list[int]:
+        """List the workers' process ids."""
+        return [process.pid for process in self._processes.values()]
+
+    def _spawn(self) -> None:
+        self._next += 1
+        self._spawned = time.monotonic()
+        command = [
+            sys.executable, "-m", "keepwell.serving.worker",
+            "--socket", str(self._listening.fileno()), "--editions", str(self._editions),
+            "--log", str(self._log), "--meters", str(self._meters),
+            "--number", str(self._next), "--parent", str(os.getpid()),
+        ]  # fmt: skip
+        # One thread each for the numeric libraries: parallelism is the number of workers.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._processes[self._next] = subprocess.Popen(
+            command, pass_fds=[self._listening.fileno()], env=environment
+        )
+
+    def swap(self) -> None:
+        """Replace every worker: new ones first, then the old ones drain."""
+        old = dict(self._processes)
+        self._processes = {}
+        self.tend()
+        for process in old.values():
+            process.send_signal(signal.SIGTERM)
+        for process in old.values():
+            process.wait(timeout=15)
+
+    def stop(self) -> None:
+        """Let all workers drain and end."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes = {}

@@ -1,0 +1,162 @@
+"""The prediction log on disk: per worker, append-only, each frame with its length and CRC-32.
+
+A frame is ``length (4 bytes, little-endian) crc32 (4 bytes) payload``; the payload is MessagePack
+``[kind, records]`` with kind 0 for predictions and 1 for outcomes. A process only ever appends to files that
+it made itself, so a tail torn by a crash stays at the end of its file, where the reader finds and reports it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from keepwell.core.errors import Unavailable
+from keepwell.core.ports.predictionlog import LogBatch
+from keepwell.core.records.predictions import Outcome, Prediction
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+_HEAD = struct.Struct("<II")
+_encoder = msgspec.msgpack.Encoder()
+_predictions = msgspec.msgpack.Decoder(tuple[int, tuple[Prediction, ...]])
+_outcomes = msgspec.msgpack.Decoder(tuple[int, tuple[Outcome, ...]])
+
+
+class SegmentWriter:
+    """Appends frames. Not for several threads at once."""
+
+    def __init__(self, folder: Path, *, name: str) -> None:
+        self._folder = folder
+        self._name = name
+        self._part = 0
+        self._size = 0
+        self._file = -1
+        self.bytes_written = 0
+
+    def append(
+        self, predictions: Sequence[Prediction] = (), outcomes: Sequence[Outcome] = ()
+    ) -> None:
+        """Write records; they survive the process from here on, and the machine after ``sync``.
+
+        Raises Unavailable if the disk does not take them; nothing half-written is left for readers to trip on.
+        """
+        frames = bytearray()
+        for kind, records in ((0, predictions), (1, outcomes)):
+            if records:
+                payload = _encoder.encode((kind, records))
+                frames += _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+        try:
+            if self._file < 0 or self._size > SEGMENT_BYTES or not self._there():
+                self._open()
+            written = os.write(self._file, frames)
+            if written != len(frames):
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            self._cut_back()
+            raise Unavailable(
+                f"The prediction log cannot be written: {error.strerror}.",
+                where=str(self._folder),
+                todo="Make room on its disk; requests are refused until then, and none is lost.",
+            ) from error
+        self._size += len(frames)
+        self.bytes_written += len(frames)
+
+    def sync(self) -> None:
+        """Bring what was appended to the disk (fdatasync). Raises Unavailable."""
+        if self._file >= 0:
+            try:
+                os.fdatasync(self._file)
+            except OSError as error:
+                raise Unavailable(
+                    f"The prediction log cannot be synced: {error.strerror}."
+                ) from error
+
+    def close(self) -> None:
+        """Sync and close."""
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)
+            self._file = -1
+
+    def _there(self) -> bool:
+        # A log folder that was removed under a running gateway is made again rather than written into the void.
+        return os.fstat(self._file).st_nlink > 0
+
+    def _open(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._part += 1
+        path = self._folder / f"{self._name}-{self._part:04d}.seg"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+        self._size = 0
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _cut_back(self) -> None:
+        if self._file < 0:
+            return
+        try:
+            os.ftruncate(self._file, self._size)
+        except OSError:
+            os.close(self._file)
+            self._file = -1
+
+
+class SegmentLog:
+    """Reads all segments of a folder. Implements ``keepwell.core.ports.predictionlog.PredictionLog``.
+
+    Records of one decision id may come twice, when a caller repeated a request whose answer was lost in a
+    crash: the first one counts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, cursor: Mapping[str, int], *, limit: int = 50_000) -> LogBatch:
+        """See ``keepwell.core.ports.predictionlog.PredictionLog``."""
+        predictions: list[Prediction] = []
+        outcomes: list[Outcome] = []
+        torn: list[str] = []
+        places = dict(cursor)
+        for path in sorted(self._folder.glob("*.seg")):
+            start = places.get(path.name, 0)
+            if path.stat().st_size <= start or len(predictions) + len(outcomes) >= limit:
+                continue
+            end = start
+            with path.open("rb") as file:
+                file.seek(start)
+                while len(predictions) + len(outcomes) < limit:
+                    head = file.read(_HEAD.size)
+                    if len(head) < _HEAD.size:
+                        break
+                    length, crc = _HEAD.unpack(head)
+                    payload = file.read(length)
+                    if len(payload) < length:
+                        torn.append(f"{path.name} at byte {end}: the last frame is cut off")
+                        break
+                    if zlib.crc32(payload) != crc:
+                        torn.append(
+                            f"{path.name} at byte {end}: a frame does not match its checksum"
+                        )
+                        break
+                    if payload[1] == 0:
+                        predictions.extend(_predictions.decode(payload)[1])
+                    else:
+                        outcomes.extend(_outcomes.decode(payload)[1])
+                    end += _HEAD.size + length
+            places[path.name] = end
+        return LogBatch(
+            predictions=tuple(predictions),
+            outcomes=tuple(outcomes),
+            cursor=places,
+            torn=tuple(torn),
+        )

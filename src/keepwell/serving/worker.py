@@ -1,0 +1,112 @@
+"""One worker process: takes connections from the inherited socket and serves the newest edition."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import uvloop
+
+from keepwell.core.errors import KeepwellError
+from keepwell.serving.desk import Desk, Loader, worker_name
+from keepwell.serving.editions import Shelf
+from keepwell.serving.http import Connection, Floor
+from keepwell.serving.meters import Meters
+from keepwell.serving.segments import SegmentWriter
+
+LOOK_SECONDS = 0.02
+DRAIN_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel end this process when its parent dies, whatever ends the parent (Linux, prctl(2))."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise SystemExit(0)  # the parent died before the kernel was asked
+
+
+async def serve(
+    listening: socket.socket, *, shelf: Shelf, log: Path, meters: Path, number: int
+) -> None:
+    """Serve until SIGTERM, then let what is under way finish."""
+    loop = asyncio.get_running_loop()
+    name = worker_name(number)
+    writer = SegmentWriter(log, name=f"{time.time_ns() // 1000:017d}-{name}")
+    desk = Desk(writer, worker=name, meters=Meters(meters, worker=name))
+    loader = Loader(shelf)
+    floor = Floor(desk, loop)
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    await _refresh(desk, loader, shelf)
+    server = await loop.create_server(lambda: Connection(floor), sock=listening)
+    shared = 0.0
+    failed = -1
+    while not stop.is_set():
+        generation = shelf.generation()
+        if generation not in {desk.edition, failed}:
+            failed = -1 if await _refresh(desk, loader, shelf) else generation
+        if loop.time() - shared > 0.5:
+            desk.meters.share()
+            shared = loop.time()
+        try:
+            await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+        except TimeoutError:
+            continue
+    floor.draining = True
+    server.close()
+    deadline = loop.time() + DRAIN_SECONDS
+    while floor.connections and loop.time() < deadline:
+        for connection in list(floor.connections):
+            connection.drain()
+        await asyncio.sleep(0.01)
+    desk.meters.share()
+    writer.close()
+
+
+async def _refresh(desk: Desk, loader: Loader, shelf: Shelf) -> bool:
+    """Load the newest edition beside the loop, then flip; the old one answers meanwhile. False if it cannot be loaded."""
+    loop = asyncio.get_running_loop()
+    try:
+        edition = shelf.read()
+        endpoints = await loop.run_in_executor(None, loader.load, edition)
+    except KeepwellError as error:
+        desk.problem = str(error)
+        return False
+    desk.endpoints = endpoints
+    desk.edition = edition.number
+    desk.problem = ""
+    return True
+
+
+def main() -> None:
+    """Run one worker; the gateway's parent starts it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--editions", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--meters", type=Path, required=True)
+    parser.add_argument("--number", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    given = parser.parse_args()
+    die_with_parent(given.parent)
+    uvloop.run(
+        serve(
+            socket.socket(fileno=given.socket),
+            shelf=Shelf(given.editions),
+            log=given.log,
+            meters=given.meters,
+            number=given.number,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

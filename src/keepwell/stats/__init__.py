@@ -1,0 +1,1 @@
+"""The arithmetic of evidence: arrays in, frozen results out, no files, no hidden chance."""

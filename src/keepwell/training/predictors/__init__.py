@@ -1,0 +1,71 @@
+"""Predictors: what executes. One file a kind, each with both halves: ``convert`` at packaging, ``load`` at serving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from keepwell.core.catalog import Catalog
+from keepwell.core.errors import Corrupt
+from keepwell.core.records.models import Package, Signature
+
+PREDICTORS = Catalog(
+    "predictor",
+    {
+        "linear": "keepwell.training.predictors.linear:KIND",
+        "onnx": "keepwell.training.predictors.onnx:KIND",
+        "native": "keepwell.training.predictors.native:KIND",
+    },
+)
+
+
+class Predictor(Protocol):
+    """Executes a model. Safe to call from one thread at a time; does no I/O after loading."""
+
+    def predict(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Predict rows, shape (n, d), in the order of the signature.
+
+        Rows are float64 with NaN for missing where every input is a number, objects with None otherwise.
+        Gives shape (n,) for regression and binary tasks (probability of the positive class), (n, k) for
+        multiclass.
+        """
+        ...
+
+
+class Kind(Protocol):
+    """What a module of this folder offers."""
+
+    def convert(
+        self, estimator: Any, *, signature: Signature, folder: Path, sample: npt.NDArray[Any]
+    ) -> bool:
+        """Write the predictor's files; False if this kind cannot hold this estimator."""
+        ...
+
+    def load(self, folder: Path, *, package: Package) -> Predictor:
+        """Load the predictor. Raises Corrupt, InvalidInput."""
+        ...
+
+
+def load_predictor(folder: Path) -> tuple[Predictor, Package]:
+    """Load the predictor of an unpacked artefact. Raises Corrupt, NotFound for an unknown kind."""
+    try:
+        package = msgspec.json.decode((folder / "package.json").read_bytes(), type=Package)
+    except (OSError, msgspec.DecodeError) as error:
+        raise Corrupt(f"package.json cannot be read: {error}.", where=str(folder)) from error
+    module = PREDICTORS.load(package.predictor)
+    predictor: Predictor = module.load(folder, package=package)
+    return predictor, package
+
+
+def estimator_output(
+    estimator: Any, frame: Any, *, signature: Signature
+) -> npt.NDArray[np.float64]:
+    """Give what a fitted estimator predicts, in the form that a predictor gives it."""
+    if signature.task == "regression":
+        return np.asarray(estimator.predict(frame), dtype=np.float64).reshape(-1)
+    probabilities = np.asarray(estimator.predict_proba(frame), dtype=np.float64)
+    return probabilities[:, 1] if signature.task == "binary" else probabilities

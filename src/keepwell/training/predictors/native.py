@@ -1,0 +1,103 @@
+"""The fitted estimator itself, pickled: the way of last resort, loaded only by names that a model may have."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keepwell.checks.artefact.pickles import allowed_global, pickle_scan
+from keepwell.core.errors import Corrupt, Refused
+from keepwell.core.records.models import Package, Signature
+from keepwell.training.predictors import estimator_output
+
+FILE = "model.pkl"
+
+
+class _Restricted(pickle.Unpickler):
+    """Refuses every global that is not a class of a known package or of the project's own module."""
+
+    def __init__(self, file: io.BytesIO, *, own: tuple[str, ...]) -> None:
+        super().__init__(file)
+        self._own = own
+
+    def find_class(self, module: str, name: str) -> Any:
+        if not allowed_global(module, name, own=self._own):
+            raise Refused(
+                f"The model's pickle names {module}.{name}.",
+                todo="A model may be made of scikit-learn, numpy, scipy, LightGBM and XGBoost classes only.",
+            )
+        return super().find_class(module, name)
+
+
+class NativePredictor:
+    """Calls the estimator's own predict, with a polars frame if it was fitted with one."""
+
+    def __init__(self, estimator: Any, *, signature: Signature) -> None:
+        self._estimator = estimator
+        self._signature = signature
+        self._framed = hasattr(estimator, "feature_names_in_") or not signature.numeric
+
+    def predict(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """See ``keepwell.training.predictors.Predictor``."""
+        given: Any = rows
+        if self._framed:
+            given = frame_of(rows, signature=self._signature)
+        return estimator_output(self._estimator, given, signature=self._signature)
+
+
+def frame_of(rows: npt.NDArray[Any], *, signature: Signature) -> Any:
+    """Rebuild the polars frame that an estimator was fitted with from rows in the signature's order."""
+    import polars as pl  # noqa: PLC0415 - only estimators fitted with frames need it
+
+    columns = {}
+    for i, column in enumerate(signature.inputs):
+        values = rows[:, i]
+        if column.dtype == "string":
+            columns[column.name] = pl.Series(
+                [None if v is None else str(v) for v in values], dtype=pl.String
+            )
+        else:
+            columns[column.name] = pl.Series(
+                np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+            )
+    return pl.DataFrame(columns)
+
+
+class _Native:
+    """The kind ``native``."""
+
+    def convert(
+        self, estimator: Any, *, signature: Signature, folder: Path, sample: npt.NDArray[Any]
+    ) -> bool:
+        """See ``keepwell.training.predictors.Kind``: anything that pickle holds."""
+        del signature, sample
+        try:
+            content = pickle.dumps(estimator, protocol=5)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return False
+        (folder / FILE).write_bytes(content)
+        return True
+
+    def load(self, folder: Path, *, package: Package) -> NativePredictor:
+        """See ``keepwell.training.predictors.Kind``."""
+        own = tuple(package.own_modules)
+        try:
+            content = (folder / FILE).read_bytes()
+        except OSError as error:
+            raise Corrupt(f"{FILE} cannot be read: {error}.", where=str(folder)) from error
+        scan = pickle_scan(content, own=own)
+        if scan.verdict != "pass":
+            raise Refused(f"{FILE} is refused: {scan.message}.", where=str(folder))
+        try:
+            estimator = _Restricted(io.BytesIO(content), own=own).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+            raise Corrupt(f"{FILE} cannot be loaded: {error}.", where=str(folder)) from error
+        return NativePredictor(estimator, signature=package.signature)
+
+
+KIND = _Native()
