@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,7 +66,7 @@ def test_the_contract_catches_a_store_where_the_last_writer_wins(tmp_path):
     open_store(f"sqlite:///{tmp_path}/a.db").close()
     engine = sa.create_engine(f"sqlite:///{tmp_path}/a.db")
     good = open_store(f"sqlite:///{tmp_path}/a.db")
-    bad = _Forgetful(good.engine, where="", clock=good._clock)
+    bad = _Forgetful(good._connections, clock=good._clock)
     with pytest.raises(pytest.fail.Exception):
         StoreContract().test_a_replacement_must_follow_the_stored_revision(bad)
     good.close()
@@ -74,7 +75,7 @@ def test_the_contract_catches_a_store_where_the_last_writer_wins(tmp_path):
 
 def test_the_contract_catches_a_store_without_a_trail(tmp_path):
     good = open_store(f"sqlite:///{tmp_path}/a.db")
-    bad = _Silent(good.engine, where="", clock=good._clock)
+    bad = _Silent(good._connections, clock=good._clock)
     with pytest.raises(AssertionError):
         StoreContract().test_every_audited_change_leaves_one_linked_entry(bad)
     good.close()
@@ -83,10 +84,12 @@ def test_the_contract_catches_a_store_without_a_trail(tmp_path):
 def test_the_migrated_schema_equals_the_tables_that_the_program_uses(store):
     tables.shapes()
     wanted = sa.MetaData()
-    for metadata in (tables.METADATA, tracking_tables.METADATA):
+    for metadata in (tables.METADATA, tracking_tables.metadata):
         for table in metadata.tables.values():
             table.to_metadata(wanted)
-    with store.engine.connect() as connection:
+    with store.engine.connect() as connection, warnings.catch_warnings():
+        # SQLite cannot reflect an index over an expression; PostgreSQL's side of this test sees it.
+        warnings.filterwarnings("ignore", message=".*expression-based index")
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, wanted) == []
         wanted.tables["models"].append_column(sa.Column("unknown", sa.Text()))

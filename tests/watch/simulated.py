@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ from keepwell.core.records.data import Column
 from keepwell.core.records.models import Artefact, ModelVersion, Signature
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.traffic import Arm, Endpoint, TrafficPlan
+from keepwell.core.records.watching import Alert
 from keepwell.core.settings import (
     EndpointSettings,
     MonitorSettings,
@@ -119,7 +121,14 @@ def predictions(rows: Rows, *, version=1, mirror=False, prefix="d", numeric=Fals
             status="ok",
         )
         for i, (t, x, z, place, p) in enumerate(
-            zip(rows.times.tolist(), rows.x.tolist(), rows.z.tolist(), rows.place.tolist(), rows.p.tolist(), strict=True)
+            zip(
+                rows.times.tolist(),
+                rows.x.tolist(),
+                rows.z.tolist(),
+                rows.place.tolist(),
+                rows.p.tolist(),
+                strict=True,
+            )
         )
     ]
 
@@ -160,7 +169,7 @@ class Inbox:
 
     def __init__(self, name="inbox") -> None:
         self.name = name
-        self.alerts = []
+        self.alerts: list[Alert] = []
         self.down = False
 
     def send(self, alert) -> str:
@@ -264,7 +273,13 @@ class Site:
                     endpoint="late",
                     revision=revision,
                     arms=tuple(
-                        Arm(name=f"v{v}", model="late", version=v, artefact="sha256:0", weight=10_000 // len(versions))
+                        Arm(
+                            name=f"v{v}",
+                            model="late",
+                            version=v,
+                            artefact="sha256:0",
+                            weight=10_000 // len(versions),
+                        )
                         for v in versions
                     ),
                     salt="s",
@@ -275,7 +290,7 @@ class Site:
             )
 
     def watcher(self, **other) -> Watcher:
-        parts = {
+        parts: dict[str, Any] = {
             "project": self.project,
             "settings": self.settings,
             "store": self.store,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from tests.watch.simulated import START, Inbox, Site, World, draw
 
 from keepwell.core.clock import DAY
 from keepwell.core.records.watching import Alert, Measurement
 from keepwell.watch.drills import alert_drill
 from keepwell.watch.health import health
-from tests.watch.simulated import START, Inbox, Site, World, draw
 
 
 def drill(site, **other):
@@ -57,14 +57,16 @@ def test_one_channel_that_hears_is_enough(tmp_path):
 
 
 def test_a_version_without_validation_rows_fails_the_drill(tmp_path):
+    import msgspec
+
     from keepwell.core.digest import canonical
     from keepwell.core.records.models import Artefact, ModelVersion
 
-    import msgspec
-
     site = Site(tmp_path)
     bare = site.blobs.put(canonical(Artefact(files={})))
-    version = msgspec.structs.replace(site.store.get(ModelVersion, "late", 1), artefact=bare)
+    registered = site.store.get(ModelVersion, "late", 1)
+    assert registered is not None
+    version = msgspec.structs.replace(registered, artefact=bare)
     found = alert_drill(
         "late",
         version,
@@ -82,7 +84,9 @@ def test_a_version_without_validation_rows_fails_the_drill(tmp_path):
 def test_monitors_that_cannot_tell_the_labels_from_their_opposite_fail_the_drill(tmp_path):
     # A model that always says one half on labels that are even: turning them around changes nothing to see.
     site = Site(tmp_path)
-    rows = draw(np.random.default_rng(0), since=START - 21 * DAY, until=START, a_day=100, world=World())
+    rows = draw(
+        np.random.default_rng(0), since=START - 21 * DAY, until=START, a_day=100, world=World()
+    )
     rows.p[:] = 0.5
     rows.y[:] = np.arange(len(rows.y)) % 2
     version = site.register(2, rows)

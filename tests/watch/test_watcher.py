@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from tests.watch.simulated import (
+    START,
+    Inbox,
+    ListLog,
+    Site,
+    World,
+    kpi,
+    outcomes,
+    predictions,
+)
 
 from keepwell.core.auditing import audit_problems
 from keepwell.core.clock import DAY, WEEK
@@ -20,9 +30,9 @@ from keepwell.core.errors import Unavailable
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement, Watermark
 from keepwell.core.settings import MonitorSettings
+from keepwell.serving.segments import SegmentLog, SegmentWriter
 from keepwell.watch.health import health
 from keepwell.watch.ledger import totals
-from tests.watch.simulated import START, Inbox, ListLog, Site, World, kpi, outcomes, predictions, rule
 
 DECAYED = World(slope=-0.5, intercept=0.5)
 
@@ -31,7 +41,11 @@ def results(store):
     """Everything that watching wrote, but for where to read on."""
     return {
         kind.TABLE: store.find(kind) for kind in (Measurement, LedgerEntry, Alert, Decision)
-    } | {"marks": [(m.endpoint, m.event_time, m.predictions, m.outcomes) for m in store.find(Watermark)]}
+    } | {
+        "marks": [
+            (m.endpoint, m.event_time, m.predictions, m.outcomes) for m in store.find(Watermark)
+        ]
+    }
 
 
 def measured(site, monitor, **where):
@@ -165,7 +179,9 @@ def test_late_repeated_and_disordered_records_give_the_same_results(tmp_path):
     records = mixed.log.segments.pop("one")
     rng = np.random.default_rng(0)
     # Two writers, shuffled within a few hours' worth, and a tenth told twice.
-    places = rng.permutation(np.argsort(np.arange(len(records)) + rng.normal(size=len(records)) * 20))
+    places = rng.permutation(
+        np.argsort(np.arange(len(records)) + rng.normal(size=len(records)) * 20)
+    )
     asked = [records[i] for i in sorted(places[: len(places)], key=lambda i: i + rng.normal() * 20)]
     for i, record in enumerate(asked):
         mixed.log.append([record] * (2 if rng.random() < 0.1 else 1), segment="ab"[i % 2])
@@ -227,7 +243,9 @@ def test_business_drift_is_told_from_decay_of_the_model(tmp_path):
     prices = {"warning": 1.0}
 
     def dear(predictions, outcomes):
-        return kpi(predictions, outcomes) * np.where(np.asarray(predictions) > 0.25, prices["warning"], 1)
+        return kpi(predictions, outcomes) * np.where(
+            np.asarray(predictions) > 0.25, prices["warning"], 1
+        )
 
     site = Site(tmp_path, kpi_function=dear)
     watcher = site.watcher()
@@ -259,11 +277,12 @@ def test_the_ledger_adds_up_to_the_money_of_every_labelled_decision(tmp_path):
 
 
 def test_the_ledgers_interval_covers_the_expected_gain(tmp_path):
+    from tests.watch.simulated import SIGNATURE, draw
+
     from keepwell.watch.grid import Grid
     from keepwell.watch.ledger import ledger_entry
     from keepwell.watch.readings import View
     from keepwell.watch.windows import WindowRows
-    from tests.watch.simulated import SIGNATURE, draw
 
     site = Site(tmp_path)
     grid = Grid(length=WEEK, label_delay=DAY)
@@ -322,7 +341,9 @@ def test_an_alert_that_nobody_hears_is_tried_again_until_somebody_does(tmp_path)
     assert "Nobody answers" in alert.deliveries[0].detail
 
 
-def test_one_deaf_channel_does_not_keep_the_others_from_hearing_and_is_given_up_in_the_end(tmp_path):
+def test_one_deaf_channel_does_not_keep_the_others_from_hearing_and_is_given_up_in_the_end(
+    tmp_path,
+):
     site = Site(tmp_path)
     deaf = Inbox("deaf")
     deaf.down = True
@@ -400,15 +421,15 @@ def _story(site, died_at):
     watching = watcher()
     for week in range(7):
         site.live(weeks=1, world=DECAYED if week in {3, 4} else None)
-        for act in (lambda: watching.tick(), lambda: watching.tick()):
-            while True:
-                try:
-                    act()
-                    break
-                except Died:
-                    deaths += 1
-                    fuse.length = died_at + deaths
-                    watching = watcher()
+        ticks = 2
+        while ticks:
+            try:
+                watching.tick()
+                ticks -= 1
+            except Died:
+                deaths += 1
+                fuse.length = died_at + deaths
+                watching = watcher()
     fuse.length = 10**9
     watching.settle()
     return deaths
@@ -421,7 +442,7 @@ def test_a_watcher_that_dies_at_any_moment_comes_to_the_same_results(tmp_path):
     expected = results(whole.store)
     assert len(expected["alerts"]) >= 1
     assert len(expected["decisions"]) == 1
-    for died_at in (9, 10, 11, 13, 16, 20, 27):
+    for died_at in (9, 12, 21):
         site = Site(tmp_path / str(died_at), a_day=80)
         assert _story(site, died_at) > 1
         assert results(site.store) == expected, died_at
@@ -529,7 +550,7 @@ def test_a_process_killed_while_it_watches_leaves_a_store_that_the_next_one_fini
         child = start()
         assert child.stdout.readline() == "ready\n"
         while site.store.count(Measurement) < goal and child.poll() is None:
-            pass
+            time.sleep(0.01)
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         child.stdout.close()
@@ -538,3 +559,36 @@ def test_a_process_killed_while_it_watches_leaves_a_store_that_the_next_one_fini
     assert out.endswith("done\n")
     assert results(site.store) == results(made.store)
     assert audit_problems(site.store) == []
+
+
+def test_the_gateways_own_segments_are_watched_as_they_grow(tmp_path):
+    site, plain = Site(tmp_path / "site"), Site(tmp_path / "plain")
+    folder = tmp_path / "log"
+    folder.mkdir()
+    writers = [SegmentWriter(folder, name=name) for name in ("one", "two")]
+    watcher = site.watcher(log=SegmentLog(folder))
+    for week in range(6):
+        for each in (site, plain):
+            each.live(weeks=1, world=DECAYED if week > 3 else None)
+        records = site.log.segments.pop("one")
+        for i, writer in enumerate(writers):
+            # One writer is far ahead of the other in the folder, as after a busy worker's part is full.
+            mine = records[i::2]
+            writer.append(
+                [r for r in mine if isinstance(r, Prediction)],
+                [r for r in mine if isinstance(r, Outcome)],
+            )
+            writer.sync()
+        watcher.tick()
+        if week == 3:
+            watcher = site.watcher(log=SegmentLog(folder))
+    watcher.settle()
+    for writer in writers:
+        writer.close()
+    whole = plain.watcher()
+    whole.tick()
+    whole.settle()
+    kinds = ("measurements", "ledger", "decisions")
+    ours, theirs = results(site.store), results(plain.store)
+    assert {k: ours[k] for k in kinds} == {k: theirs[k] for k in kinds}
+    assert site.store.find(Decision)

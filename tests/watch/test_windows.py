@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.watch.simulated import NUMERIC, SIGNATURE, START, draw, outcomes, predictions
 
 from keepwell.core.clock import DAY, HOUR, WEEK
 from keepwell.core.records.predictions import Outcome
 from keepwell.watch.grid import Grid
 from keepwell.watch.windows import EndpointWindows
-from tests.watch.simulated import NUMERIC, SIGNATURE, START, draw, outcomes, predictions
 
 GRID = Grid(length=WEEK, label_delay=DAY)
 
@@ -130,7 +130,9 @@ def test_a_broken_clock_far_in_the_future_closes_nothing():
     found = windows()
     found.add_predictions(predictions(some_rows()))
     broken = predictions(some_rows(days=1, a_day=1))[0]
-    found.add_predictions([msgspec.structs.replace(broken, id="broken", time=broken.time + 900 * DAY)])
+    found.add_predictions(
+        [msgspec.structs.replace(broken, id="broken", time=broken.time + 900 * DAY)]
+    )
     assert found.due() == []
     assert found.counts.future == 1
 

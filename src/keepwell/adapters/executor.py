@@ -21,6 +21,10 @@ class ProcessExecutor:
 
     def run(self, task: str, work_id: str) -> None:
         """See ``keepwell.core.ports.executor.Executor``."""
+        # OpenMP threads that wait for a busy core spin, and a second's training takes minutes: leave one core
+        # to those who serve, and let threads sleep while they wait.
+        threads = str(max(1, (os.cpu_count() or 2) - 1))
+        environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         ended = subprocess.run(
             [
                 sys.executable,
@@ -32,6 +36,7 @@ class ProcessExecutor:
                 str(os.getpid()),
             ],
             stdout=subprocess.PIPE,
+            env=environment,
             check=False,
         )
         if ended.returncode == 0:

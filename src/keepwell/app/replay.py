@@ -319,8 +319,8 @@ def loop_is_busy(state: State) -> bool:
     )
 
 
-def _save(state: State, replay: Replay, **changes: Any) -> Replay:
+def _save(project: State, replay: Replay, /, **changes: Any) -> Replay:
     changed = msgspec.structs.replace(replay, revision=replay.revision + 1, **changes)
-    with state.store.transaction(actor="replay") as transaction:
+    with project.store.transaction(actor="replay") as transaction:
         transaction.replace(changed)
     return changed

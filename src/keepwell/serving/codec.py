@@ -14,6 +14,15 @@ from keepwell.core.errors import InvalidInput, near_miss
 from keepwell.core.records.models import Signature
 
 MAX_ROWS = 10_000
+_TYPES: dict[str, Any] = {
+    "float64": float | None,
+    "int64": float | None,
+    "bool": bool | float | None,
+    "string": str | None,
+    "datetime": str | None,
+}
+EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""Microseconds of the years 1 to 9999: what ISO 8601 can write and 64 bits can hold."""
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 
 
@@ -30,23 +39,23 @@ class Codec:
         self._width = len(self.names)
         self._unit = unit
         self._time = time
-        fields: list[Any] = [
-            (
-                c.name,
-                (str if c.dtype == "string" else bool | float if c.dtype == "bool" else float)
-                | None,
-            )
-            for c in signature.inputs
-        ]
+        types: list[Any] = [_TYPES[column.dtype] for column in signature.inputs]
         self.extra = tuple(n for n in dict.fromkeys((unit, time)) if n and n not in self.names)
         # The wide type keeps an application free to send numbers or text as its unit.
-        fields += [(name, str | int | float | None, None) for name in self.extra]
+        types += [str | int | float | None] * len(self.extra)
+        # Columns are named by the user's data and need not be Python's identifiers.
+        fields: list[Any] = [
+            (f"c{i}", kind, msgspec.field(name=name))
+            if i < self._width
+            else (f"c{i}", kind, msgspec.field(name=name, default=None))
+            for i, (name, kind) in enumerate(zip((*self.names, *self.extra), types, strict=True))
+        ]
         row = msgspec.defstruct("Row", fields, kw_only=True, forbid_unknown_fields=True)
         single = msgspec.defstruct(
             "Body",
             [
                 ("rows", list[row], msgspec.field(default_factory=list)),  # type: ignore[valid-type]
-                ("row", row | None, None),  # type: ignore[operator]
+                ("row", row | None, None),
                 ("ids", list[str], msgspec.field(default_factory=list)),
                 ("id", str, ""),
                 ("probe", int, 0),
@@ -94,7 +103,7 @@ class Codec:
             ),
             ids=ids,
             units=self._pick(values, self._unit),
-            times=self._times(values),
+            times=[] if given.probe else self._times(values),
             probe=given.probe,
         )
 
@@ -118,7 +127,7 @@ class Codec:
             given = row[place]
             if given is None:
                 raise InvalidInput(f"Row {i} has no {self._time!r}, the time of its decision.")
-            times.append(moment(given) if isinstance(given, str) else int(given))
+            times.append(event_time(given))
         return times
 
     def _explained(self, text: str) -> InvalidInput:
@@ -133,6 +142,17 @@ class Codec:
         return InvalidInput(
             f"{text}.", todo="The endpoint's columns are listed at GET /v1/endpoints."
         )
+
+
+def event_time(given: str | float) -> Time:
+    """Read a time as applications send it: ISO 8601 or microseconds since 1970. Raises InvalidInput."""
+    read = moment(given) if isinstance(given, str) else given
+    if not EARLIEST <= read <= LATEST:
+        raise InvalidInput(
+            "The time is outside the years 1 to 9999.",
+            todo="Send ISO 8601, or microseconds since 1970-01-01 in UTC.",
+        )
+    return int(read)
 
 
 class Decoded(msgspec.Struct):

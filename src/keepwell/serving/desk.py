@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,9 +38,11 @@ class Serving(msgspec.Struct, frozen=True):
     arms: tuple[Loaded, ...]
     mirrors: tuple[Loaded, ...]
     names: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    """Mirrors that could not be loaded, and why: nobody waits for their answers."""
 
 
-def golden_problem(predictor: Predictor, folder: Any) -> str:
+def golden_problem(predictor: Predictor, folder: Path, *, numeric: bool) -> str:
     """Let a freshly loaded predictor answer its golden rows; say what is wrong, or nothing."""
     try:
         golden = msgspec.json.decode((folder / "golden.json").read_bytes())
@@ -48,7 +51,6 @@ def golden_problem(predictor: Predictor, folder: Any) -> str:
     rows = golden["rows"]
     if not rows:
         return ""
-    numeric = not any(isinstance(v, str) for row in rows for v in row)
     matrix = np.array(rows, dtype=np.float64 if numeric else object)
     worst = float(np.max(np.abs(predictor.predict(matrix) - np.array(golden["predictions"]))))
     return "" if worst <= golden["tolerance"] else f"its golden rows differ by {worst:.3g}"
@@ -67,7 +69,13 @@ class Loader:
         endpoints: dict[str, Serving] = {}
         for endpoint in edition.endpoints:
             arms = tuple(self._arm(arm, needed) for arm in endpoint.arms)
-            mirrors = tuple(self._arm(arm, needed) for arm in endpoint.mirrors)
+            mirrors: list[Loaded] = []
+            left_out: list[str] = []
+            for arm in endpoint.mirrors:
+                try:
+                    mirrors.append(self._arm(arm, needed))
+                except KeepwellError as error:
+                    left_out.append(str(error))
             codec = None
             if arms:
                 package = self._loaded[arms[0].arm.artefact][1]
@@ -76,8 +84,9 @@ class Loader:
                 edition=endpoint,
                 codec=codec,
                 arms=arms,
-                mirrors=mirrors,
+                mirrors=tuple(mirrors),
                 names=tuple(arm.name for arm in endpoint.arms),
+                left_out=tuple(left_out),
             )
         for digest in set(self._loaded) - needed:
             del self._loaded[digest]
@@ -87,8 +96,17 @@ class Loader:
         needed.add(arm.artefact)
         if arm.artefact not in self._loaded:
             folder = self._shelf.artefact_folder(arm.artefact)
-            predictor, package = load_predictor(folder)
-            problem = golden_problem(predictor, folder)
+            try:
+                predictor, package = load_predictor(folder)
+                problem = golden_problem(predictor, folder, numeric=package.signature.numeric)
+            except KeepwellError:
+                raise
+            except Exception as error:
+                # Unpickling and the golden rows run the user's classes.
+                raise Corrupt(
+                    f"{arm.model}/{arm.version} is not served: it raised"
+                    f" {type(error).__name__}: {error}"[:400]
+                ) from error
             if problem:
                 raise Corrupt(f"{arm.model}/{arm.version} is not served: {problem}.")
             self._loaded[arm.artefact] = (predictor, package)
@@ -138,6 +156,8 @@ class Desk:
 
     def _answer_endpoint(self, name: str, group: list[Ask]) -> bool:
         serving = self.endpoints.get(name)
+        if serving is None and not self.edition:
+            raise Unavailable(f"Nothing is loaded yet. {self.problem}".strip())
         if serving is None:
             raise NotFound(f"There is no endpoint {name!r}.", todo=near_miss(name, self.endpoints))
         if serving.codec is None or not serving.arms:
@@ -159,7 +179,26 @@ class Desk:
                 good.append(ask)
         if not good:
             return False
-        records = self._decide(serving, good)
+        try:
+            records = self._decide(serving, good)
+        except Unavailable:
+            if len(good) == 1:
+                raise
+            # What one caller sent must not fail the others of this tick: each is tried alone.
+            return self._one_by_one(serving, good)
+        return self._finish(serving, good, records)
+
+    def _one_by_one(self, serving: Serving, asks: list[Ask]) -> bool:
+        later = False
+        for ask in asks:
+            try:
+                later |= self._finish(serving, [ask], self._decide(serving, [ask]))
+            except Unavailable as error:
+                ask.status, ask.answer = 503, encode({"error": str(error)})
+        return later
+
+    def _finish(self, serving: Serving, good: list[Ask], records: list[Prediction]) -> bool:
+        """Log, commit, answer: in this order."""
         self._writer.append(predictions=records)
         if serving.edition.log == "sync":
             self._writer.sync()
@@ -172,7 +211,13 @@ class Desk:
         assert ask.rows is not None
         for loaded in (*serving.arms, *serving.mirrors):
             if loaded.arm.version == ask.rows.probe:
-                values = loaded.predictor.predict(ask.rows.matrix).tolist()
+                try:
+                    values = _outputs(loaded, ask.rows.matrix)
+                except Exception as error:  # noqa: BLE001
+                    # A probed challenger's failure is its own.
+                    ask.status = 503
+                    ask.answer = encode({"error": f"{type(error).__name__}: {error}"[:300]})
+                    return
                 ask.status = 200
                 ask.answer = encode(
                     {
@@ -248,16 +293,20 @@ class Desk:
                 continue
             part = matrix if len(rows) == n else matrix[rows]
             try:
-                values = loaded.predictor.predict(part).tolist()
-            except (
-                Exception
-            ) as error:  # the model is the user's code; whatever it raises must not end the worker
+                values = _outputs(loaded, part)
+            except Exception as error:
+                # The model is the user's code; whatever it raises must not end the worker.
                 said = f"{type(error).__name__}: {error}"[:300]
                 if fallback is None or fallback == position:
                     raise Unavailable(
                         f"The model of {loaded.arm.model}/{loaded.arm.version} failed: {said}."
                     ) from error
-                values = serving.arms[fallback].predictor.predict(part).tolist()
+                try:
+                    values = _outputs(serving.arms[fallback], part)
+                except Exception as second:
+                    raise Unavailable(
+                        f"The model failed ({said}), and so did the fallback: {second}."
+                    ) from second
                 for k in rows:
                     answered_by[k], statuses[k], errors[k] = fallback, "fallback", said
             for k, value in zip(rows, values, strict=True):
@@ -319,8 +368,9 @@ class Desk:
         status: Status = "ok"
         said = ""
         try:
-            outputs = loaded.predictor.predict(matrix).tolist()
-        except Exception as error:  # as above: a challenger's failure is recorded, and harms nobody
+            outputs = _outputs(loaded, matrix)
+        except Exception as error:  # noqa: BLE001
+            # As above: a challenger's failure is recorded, and harms nobody.
             outputs = [None] * len(matrix)
             status, said = "error", f"{type(error).__name__}: {error}"[:300]
         latency = int((time.perf_counter() - began) * 1e6)
@@ -336,7 +386,7 @@ class Desk:
                         time=ask.rows.times[i] if ask.rows.times else arrived,
                         arrived=arrived,
                         endpoint=serving.edition.name,
-                        unit=ask.rows.units[i] if ask.rows.units else identity,
+                        unit=(ask.rows.units[i] if ask.rows.units else "") or identity,
                         arms=serving.names,
                         arm=loaded.arm.name,
                         propensity=0.0,
@@ -365,6 +415,14 @@ class Desk:
     def _new_id(self, now: int) -> str:
         self._counter += 1
         return f"{now:x}-{self._worker}-{self._counter:x}"
+
+
+def _outputs(loaded: Loaded, matrix: npt.NDArray[Any]) -> list[Any]:
+    """Run a model and see that it gave one value a row."""
+    values: list[Any] = loaded.predictor.predict(matrix).tolist()
+    if len(values) != len(matrix):
+        raise ValueError(f"it gave {len(values)} values for {len(matrix)} rows")
+    return values
 
 
 def worker_name(number: int) -> str:

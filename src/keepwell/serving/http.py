@@ -10,10 +10,9 @@ from typing import Any, cast
 import httptools
 import msgspec
 
-from keepwell.core.clock import moment
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
-from keepwell.serving.codec import encode, encode_error
+from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
 
 MAX_BODY = 16 * 1024 * 1024
@@ -23,9 +22,18 @@ IDLE_SECONDS = 75.0
 GROUP_SECONDS = 0.01
 """With the log level ``group`` the disk is brought up to date this often."""
 
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
-            408: "Request Timeout", 413: "Content Too Large", 422: "Unprocessable Content",
-            431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable"}  # fmt: skip
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 _HEADS = {
     status: f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: ".encode()
     for status, reason in _REASONS.items()
@@ -69,6 +77,7 @@ class Floor:
         self.connections: set[Connection] = set()
         self.draining = False
         self._sync_at: asyncio.TimerHandle | None = None
+        self._sync_problem = ""
 
     def submit(self, ask: Ask, connection: Connection, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
@@ -84,9 +93,8 @@ class Floor:
         asks = [ask for ask, _, _ in work]
         try:
             later = self.desk.answer(asks)
-        except (
-            Exception
-        ) as error:  # the outermost door of the hot path: one bad batch must not end the worker
+        except Exception as error:  # noqa: BLE001
+            # The outermost door of the hot path: one bad batch must not end the worker.
             later = False
             for ask in asks:
                 if not ask.status:
@@ -114,10 +122,14 @@ class Floor:
         self.loop.run_in_executor(None, self._sync_quietly)
 
     def _sync_quietly(self) -> None:
+        problem = ""
         try:
             self.desk.sync()
         except KeepwellError as error:
-            self.desk.problem = str(error)
+            problem = str(error)
+        if problem or self.desk.problem == self._sync_problem:
+            self.desk.problem = problem  # and a disk that takes it again ends the problem
+        self._sync_problem = problem
 
 
 class Connection(asyncio.Protocol):
@@ -292,12 +304,12 @@ class Connection(asyncio.Protocol):
             ]
             unknown = {row.endpoint for row in rows} - set(desk.endpoints)
             if unknown:
-                self.fill(slot, 404, encode_error(f"There is no endpoint {sorted(unknown)[0]!r}."))
+                self.fill(slot, 404, encode_error(f"There is no endpoint {min(unknown)!r}."))
                 return
             if rows:
                 desk.outcomes(rows)
                 desk.meters.outcomes += len(rows)
-                if any(desk.endpoints[row.endpoint].edition.log == "sync" for row in rows[:1]):
+                if any(desk.endpoints[row.endpoint].edition.log == "sync" for row in rows):
                     desk.sync()
                 else:
                     self._floor._sync_later()  # noqa: SLF001 - the floor and its connections are one piece
@@ -341,8 +353,12 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
 
     def eof_received(self) -> bool:
-        """Keep a half-closed connection open while answers are due."""
-        return bool(self._slots)
+        """Keep a half-closed connection open while answers are due, and close it behind the last one."""
+        if not self._slots:
+            return False
+        self._closing = True
+        self._slots[-1].close = True
+        return True
 
     def drain(self) -> None:
         """Close once nothing is due."""
@@ -359,7 +375,7 @@ class _Limit(Exception):
 def _moment(given: int | str | None, arrived: int) -> int:
     if given is None:
         return arrived
-    return moment(given) if isinstance(given, str) else given
+    return event_time(given)
 
 
 def _describe(desk: Desk) -> dict[str, Any]:
@@ -377,6 +393,7 @@ def _describe(desk: Desk) -> dict[str, Any]:
                 "columns": list(serving.codec.names) if serving.codec else [],
                 "arms": [_arm(loaded.arm) for loaded in serving.arms],
                 "mirrors": [_arm(loaded.arm) for loaded in serving.mirrors],
+                "left_out": list(serving.left_out),
             }
             for name, serving in desk.endpoints.items()
         ],

@@ -49,10 +49,14 @@ class Meters:
 
     def share(self) -> None:
         """Write the counters where the other workers read them."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(self._own()))
-        temporary.replace(self._path)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(msgspec.json.encode(self._own()))
+            temporary.replace(self._path)
+        except OSError:
+            # A full disk must not end a worker that still answers: the next call shares them all again.
+            temporary.unlink(missing_ok=True)
 
     def render(self) -> str:
         """Give the Prometheus text (exposition format 0.0.4), summed over all workers since the gateway started."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ _outcomes = msgspec.msgpack.Decoder(tuple[int, tuple[Outcome, ...]])
 
 
 class SegmentWriter:
-    """Appends frames. Not for several threads at once."""
+    """Appends frames, from one thread at a time; ``sync`` may run beside it in another."""
 
     def __init__(self, folder: Path, *, name: str) -> None:
         self._folder = folder
@@ -35,6 +36,8 @@ class SegmentWriter:
         self._part = 0
         self._size = 0
         self._file = -1
+        self._changing = threading.Lock()
+        """Held while the descriptor is exchanged, so that a sync never meets a closed or reused one."""
         self.bytes_written = 0
 
     def append(
@@ -54,7 +57,7 @@ class SegmentWriter:
                 self._open()
             written = os.write(self._file, frames)
             if written != len(frames):
-                raise OSError(28, "No space left on device")
+                raise OSError(28, "No space left on device")  # noqa: TRY301 - half a frame is one failure with none
         except OSError as error:
             self._cut_back()
             raise Unavailable(
@@ -67,18 +70,25 @@ class SegmentWriter:
 
     def sync(self) -> None:
         """Bring what was appended to the disk (fdatasync). Raises Unavailable."""
-        if self._file >= 0:
-            try:
-                os.fdatasync(self._file)
-            except OSError as error:
-                raise Unavailable(
-                    f"The prediction log cannot be synced: {error.strerror}."
-                ) from error
+        with self._changing:
+            if self._file < 0:
+                return
+            descriptor = os.dup(self._file)
+        try:
+            os.fdatasync(descriptor)
+        except OSError as error:
+            raise Unavailable(f"The prediction log cannot be synced: {error.strerror}.") from error
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Sync and close."""
         if self._file >= 0:
             self.sync()
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._changing:
             os.close(self._file)
             self._file = -1
 
@@ -88,8 +98,9 @@ class SegmentWriter:
 
     def _open(self) -> None:
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+            # A later sync reaches the new file only, so this one is made durable before it is left.
+            os.fdatasync(self._file)
+            self._leave()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._part += 1
         path = self._folder / f"{self._name}-{self._part:04d}.seg"
@@ -107,8 +118,7 @@ class SegmentWriter:
         try:
             os.ftruncate(self._file, self._size)
         except OSError:
-            os.close(self._file)
-            self._file = -1
+            self._leave()
 
 
 class SegmentLog:
@@ -137,6 +147,8 @@ class SegmentLog:
                 while len(predictions) + len(outcomes) < limit:
                     head = file.read(_HEAD.size)
                     if len(head) < _HEAD.size:
+                        if head:
+                            torn.append(f"{path.name} at byte {end}: the last frame is cut off")
                         break
                     length, crc = _HEAD.unpack(head)
                     payload = file.read(length)

@@ -42,6 +42,7 @@ def a_measurement(value: float | None) -> Measurement:
         rows=10,
         value=value,
         state="ok",
+        computed=NOW,
     )
 
 

@@ -432,8 +432,12 @@ def reproduce(
     project: Project,
     blobs: Blobs,
     validation_share: float,
-) -> Digest:
-    """Train again from what was recorded, and give the artefact's digest: equal if nothing was left to chance."""
+) -> tuple[Digest, npt.NDArray[np.float64]]:
+    """Train again from what was recorded; give the artefact's digest and the predictions on its validation rows.
+
+    Equal digests prove that nothing was left to chance. Where a numeric library adds up in another order on
+    another number of threads, last bits may differ and the predictions tell whether that matters.
+    """
     model = project.model(version.model)
     with tempfile.TemporaryDirectory(prefix="keepwell-") as temporary:
         artefact, _, _ = package_candidate(
@@ -446,7 +450,8 @@ def reproduce(
             validation_share=validation_share,
             folder=Path(temporary),
         )
-    return artefact
+        judged = pl.read_parquet(Path(temporary) / "validation.parquet")
+    return artefact, np.array(judged.get_column(PREDICTION).to_list(), dtype=np.float64)
 
 
 __all__ = [

@@ -79,7 +79,10 @@ def _performance(
     shown = unexplained.state == "alarm" or (unexplained.score or 0.0) > CLEAR
     parted = f"of a change of {rise:+.3f} in log loss the inputs explain {expected:+.3f}"
     if shown or off or expected < EXPLAINED * rise:
-        return "concept drift", f"concept drift: {numbers}; {parted}, so what they mean has changed.{inputs}"
+        return (
+            "concept drift",
+            f"concept drift: {numbers}; {parted}, so what they mean has changed.{inputs}",
+        )
     return "data drift", f"decay by data drift: {numbers}; {parted}.{inputs}"
 
 

@@ -16,9 +16,9 @@ from keepwell.watch.grid import Grid
 from keepwell.watch.readings import Reading
 
 
-def run_length(settings: MonitorSettings, grid: Grid, *, family: int) -> float:
-    """Give the windows between false alarms of one series, so that its family has at most alpha in a year."""
-    return max(grid.windows_a_year * family / settings.alpha, 2.0)
+def run_length(settings: MonitorSettings, grid: Grid) -> float:
+    """Give the mean number of windows between false alarms of one series: at most ``alpha`` in a year."""
+    return max(grid.windows_a_year / settings.alpha, 2.0)
 
 
 class Evidence:
@@ -66,16 +66,13 @@ def judge(
 ) -> list[Measurement]:
     """Give a measurement a reading. ``earlier`` holds the version's measurements of earlier windows by monitor.
 
-    Readings of one kind are a family: together they raise a false alarm in at most a share ``alpha`` of
-    years. A version that answers nobody is measured and never in alarm.
+    Each accumulated series raises at most ``alpha`` false alarms in a year, so k of them at most k times
+    alpha, however they depend on one another; the many features of data drift are one family by Holm's
+    procedure and share one alpha. A version that answers nobody is measured and never in alarm.
     """
-    families: dict[str, int] = {}
-    for reading in readings:
-        if reading.alarm is None:
-            families[reading.kind] = families.get(reading.kind, 0) + 1
+    length = run_length(settings, grid)
     found = []
     for reading in readings:
-        length = run_length(settings, grid, family=families.get(reading.kind, 1))
         state = _state(reading, earlier.get(reading.monitor, ()), settings, length)
         message = reading.message
         if state == "alarm" and not answering:

@@ -201,11 +201,14 @@ def profile(
         finite = numbers[np.isfinite(numbers)]
         edges = edges_from_reference(finite, BINS) if len(finite) else (0.0,)
     counts = _count(values, edges, categories)
-    blocks = (times - times[0]) // grid.length
-    if blocks[-1] == 0:
+    # Whole windows only, counted back from the newest row: a part of a week differs for other reasons.
+    blocks = (times[-1] - times) // grid.length
+    whole = np.isin(blocks, np.arange((times[-1] - times[0] + grid.cluster) // grid.length))
+    if len(np.unique(blocks[whole])) < 2:
         blocks = (np.arange(len(times)) >= len(times) / 2).astype(np.int64)
+        whole = np.ones(len(times), dtype=bool)
     found = []
-    for block in np.unique(blocks):
+    for block in np.unique(blocks[whole]):
         inside = _count(values[blocks == block], edges, categories)
         if min(inside.sum(), counts.sum() - inside.sum()) >= BLOCK_ROWS:
             found.append(psi_test(counts - inside, inside).effect)

@@ -123,6 +123,8 @@ class Watched:
 
     def reference(self, version: int) -> Reference | None:
         """Give what a version is held against; None where its artefact has no validation rows."""
+        if self._version(version) is None:
+            return None  # registered later, perhaps: look again
         if version not in self._references:
             self._references[version] = self._build(version)
         return self._references[version]

@@ -1,114 +1,47 @@
-"""Tables from records: one table a noun, one column a field, so that every row can be queried by plain SQL."""
+"""The same shapes as SQLAlchemy tables: what the migrations must add up to."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-import types
-from functools import cache
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
-from keepwell.core import records as records_package
-from keepwell.core.digest import canonical
-from keepwell.core.records.base import Record
+from keepwell.adapters.stores.shapes import Scalar, Shape, shapes
+from keepwell.core.records.kinds import record_kinds
+
+__all__ = ["AUDIT", "CHANGES", "METADATA", "TABLES", "record_kinds", "shapes"]
 
 METADATA = sa.MetaData()
 
-_SCALARS: dict[type, sa.types.TypeEngine[Any]] = {
-    str: sa.Text(),
-    int: sa.BigInteger(),
-    float: sa.Float(53),
-    bool: sa.Boolean(),
-    bytes: sa.LargeBinary(),
+_TYPES: dict[Scalar, sa.types.TypeEngine[Any]] = {
+    "text": sa.Text(),
+    "integer": sa.BigInteger(),
+    "real": sa.Float(53),
+    "boolean": sa.Boolean(),
+    "bytes": sa.LargeBinary(),
 }
 
 
-def record_kinds() -> list[type[Record]]:
-    """List every record class that has a table, in the order of its name."""
-    for module in pkgutil.iter_modules(records_package.__path__):
-        importlib.import_module(f"{records_package.__name__}.{module.name}")
-    found: list[type[Record]] = []
-    waiting = [Record]
-    while waiting:
-        kind = waiting.pop()
-        waiting += kind.__subclasses__()
-        if kind.TABLE and kind.__module__.startswith(records_package.__name__):
-            found.append(kind)
-    return sorted(found, key=lambda kind: kind.TABLE)
-
-
-def _scalar(annotation: Any) -> tuple[sa.types.TypeEngine[Any], bool] | None:
-    """Give the column type and whether it may be null; None for what is kept as JSON."""
-    nullable = False
-    if get_origin(annotation) in {Union, types.UnionType}:
-        parts = [part for part in get_args(annotation) if part is not type(None)]
-        nullable = len(parts) < len(get_args(annotation))
-        if len(parts) != 1:
-            return None
-        annotation = parts[0]
-    arguments = get_args(annotation)
-    if arguments and all(isinstance(part, str) for part in arguments):
-        annotation = str  # a Literal of words
-    known = _SCALARS.get(annotation)
-    return (known, nullable) if known is not None else None
-
-
-class Shape:
-    """How one kind of record stands in its table."""
-
-    hidden: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, kind: type[Record]) -> None:
-        self.kind = kind
-        hints = get_type_hints(kind)
-        self.fields: tuple[str, ...] = kind.__struct_fields__
-        self.revised = "revision" in self.fields
-        self.json: dict[str, msgspec.json.Decoder[Any]] = {}
-        columns: list[sa.Column[Any]] = []
-        for field in self.fields:
-            scalar = _scalar(hints[field])
-            if scalar is None:
-                self.json[field] = msgspec.json.Decoder(hints[field])
-                scalar = (sa.Text(), False)
-            columns.append(
-                sa.Column(
-                    field,
-                    scalar[0],
-                    primary_key=field in kind.KEY,
-                    nullable=scalar[1],
-                    autoincrement=False,
-                )
+def _table(shape: Shape) -> sa.Table:
+    kind = shape.kind
+    return sa.Table(
+        kind.TABLE,
+        METADATA,
+        *(
+            sa.Column(
+                column.name,
+                _TYPES[column.scalar],
+                primary_key=column.name in kind.KEY,
+                nullable=column.nullable,
+                autoincrement=False,
             )
-        self.table = sa.Table(
-            kind.TABLE,
-            METADATA,
-            *columns,
-            *(sa.Index(f"ix_{kind.TABLE}_{'_'.join(group)}", *group) for group in kind.INDEX),
-        )
-
-    def row(self, record: Record) -> dict[str, Any]:
-        """Turn a record into column values."""
-        values = {field: getattr(record, field) for field in self.fields}
-        for field in self.json:
-            values[field] = canonical(values[field]).decode()
-        return values
-
-    def record(self, row: Any) -> Record:
-        """Turn a row, in the order of the fields, into a record."""
-        values = dict(zip(self.fields, row, strict=True))
-        for field, decoder in self.json.items():
-            values[field] = decoder.decode(values[field])
-        return self.kind(**values)
+            for column in shape.columns
+        ),
+        *(sa.Index(f"ix_{kind.TABLE}_{'_'.join(group)}", *group) for group in kind.INDEX),
+    )
 
 
-@cache
-def shapes() -> dict[type[Record], Shape]:
-    """Give the shape of every kind of record; the metadata is complete afterwards."""
-    return {kind: Shape(kind) for kind in record_kinds()}
-
+TABLES = {kind: _table(shape) for kind, shape in shapes().items()}
 
 AUDIT = sa.Table(
     "audit",

@@ -29,6 +29,9 @@ def drift_readings(
     tests = [psi_test(profile.counts, profile.count(values)) for _, profile, values in columns]
     chances = holm([test.p_value for test in tests])
     level = view.settings.alpha / view.grid.windows_a_year
+    # Half a week holds other weekdays and other hours than a whole one: that is no drift.
+    covered = len(np.unique(view.rows.times // view.grid.cluster))
+    whole = covered >= view.grid.length // view.grid.cluster - 1
     readings = []
     for (name, profile, _), test, chance in zip(columns, tests, chances, strict=True):
         limit = max(FLOOR, NATURAL * profile.natural)
@@ -40,8 +43,9 @@ def drift_readings(
                 value=test.effect,
                 reference=profile.natural,
                 limit=limit,
-                alarm=test.effect > limit and chance < level,
-                message=f"PSI {test.effect:.2f} beyond chance (limit {limit:.2f}, p {chance:.1g})",
+                alarm=test.effect > limit and chance < level if whole else None,
+                message=f"PSI {test.effect:.2f} beyond chance (limit {limit:.2f}, p {chance:.1g})"
+                + ("" if whole else f"; {covered} days are too few to judge"),
             )
         )
     return readings

@@ -1,0 +1,157 @@
+"""Real worker processes on a real socket, with editions published by the test instead of a store."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from keepwell.core.digest import canonical, digest_of
+from keepwell.core.records.data import Column, Dtype
+from keepwell.core.records.models import Package, Signature
+from keepwell.core.records.predictions import Outcome, Prediction
+from keepwell.core.records.traffic import BUCKETS, Arm
+from keepwell.serving.application import HttpApplication
+from keepwell.serving.editions import Edition, EndpointEdition, Shelf
+from keepwell.serving.pool import Pool, bind
+from keepwell.serving.segments import SegmentLog
+from keepwell.training.predictors import load_predictor
+
+COLUMNS: dict[str, Dtype] = {"x": "float64", "flag": "bool", "dep delay": "float64"}
+
+
+def signature_of(columns: dict[str, Dtype]) -> Signature:
+    inputs = tuple(Column(name=n, dtype=d, nullable=True) for n, d in columns.items())
+    return Signature(inputs=inputs, task="regression")
+
+
+def _put(shelf: Shelf, kind: str, files: dict[str, bytes], columns: dict[str, Dtype], rows: list[list[Any]]) -> str:
+    package = Package(
+        model="m", candidate="c", predictor=kind, signature=signature_of(columns), python="3.11", requirements=(),
+        code="", revision="", training_set="", seed=0, params={}, own_modules=("tests.serving.models",),
+    )  # fmt: skip
+    digest = digest_of([kind, *sorted(files.items()), list(columns)])
+    folder = shelf.artefact_folder(digest)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {**files, "package.json": canonical(package)}.items():
+        (folder / name).write_bytes(content)
+    predictor, _ = load_predictor(folder)
+    golden = predictor.predict(np.array(rows, dtype=np.float64)).tolist()
+    content = canonical({"rows": rows, "predictions": golden, "tolerance": 1e-6})
+    (folder / "golden.json").write_bytes(content)
+    return digest
+
+
+def linear(shelf: Shelf, intercept: float, columns: dict[str, Dtype] | None = None) -> str:
+    """Unpack a linear model ``x + intercept`` (a missing x counts 100) and give its digest."""
+    columns = columns or COLUMNS
+    fused = {
+        "fill": [100.0] * len(columns),
+        "weights": [1.0] + [0.0] * (len(columns) - 1),
+        "intercept": intercept,
+        "link": "identity",
+    }
+    rows = [[float(i)] * len(columns) for i in range(3)]
+    return _put(shelf, "linear", {"linear.json": canonical(fused)}, columns, rows)
+
+
+def native(shelf: Shelf, estimator: object) -> str:
+    """Unpack a pickled estimator of the tests' own module and give its digest."""
+    rows = [[1.0] * len(COLUMNS)]
+    return _put(shelf, "native", {"model.pkl": pickle.dumps(estimator, protocol=5)}, COLUMNS, rows)
+
+
+def arm(version: int, artefact: str, weight: int = BUCKETS) -> Arm:
+    return Arm(name=f"v{version}", model="m", version=version, artefact=artefact, weight=weight)
+
+
+def endpoint(name: str = "e", *, arms: Sequence[Arm], **fields: Any) -> EndpointEdition:
+    given: dict[str, Any] = {
+        "model": "m", "unit": "user", "time": "", "log": "sync", "plan": 1, "salt": "s", "fallback": "", "mirrors": (),
+    }  # fmt: skip
+    return EndpointEdition(name=name, arms=tuple(arms), **{**given, **fields})
+
+
+class Gateway:
+    """A pool on a free port."""
+
+    def __init__(self, folder: Path, *, workers: int) -> None:
+        self.shelf = Shelf(folder / "editions")
+        self.log = folder / "log"
+        self._listening = bind("127.0.0.1", 0)
+        self.port = int(self._listening.getsockname()[1])
+        self.pool = Pool(
+            self._listening, editions=self.shelf.folder, log=self.log, meters=folder / "meters", workers=workers
+        )
+        self.application = HttpApplication(f"http://127.0.0.1:{self.port}", timeout=20)
+        self.number = 0
+
+    def publish(self, *endpoints: EndpointEdition, wait: bool = True) -> None:
+        self.number += 1
+        self.shelf.publish(Edition(number=self.number, endpoints=endpoints))
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until every worker answers from the newest edition: each is asked on fresh connections."""
+        self.pool.tend()
+        deadline = time.monotonic() + 40
+        seen = 0
+        while seen < 6 * len(self.pool.pids()):
+            try:
+                answer = msgspec.json.decode(self.application.request("GET", "/ready")[1])
+                fresh = answer["ready"] and answer["edition"] == self.number
+            except Exception:
+                fresh = False
+            seen = seen + 1 if fresh else 0
+            if not fresh:
+                assert time.monotonic() < deadline, "the workers were not ready in time"
+                time.sleep(0.02)
+
+    def post(self, body: Any, endpoint: str = "e") -> tuple[int, Any]:
+        content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        status, answer = self.application.request("POST", f"/v1/endpoints/{endpoint}/predict", content)
+        return status, msgspec.json.decode(answer)
+
+    def raw(self, content: bytes, *, half_close: bool = False, timeout: float = 5.0) -> bytes:
+        """Send bytes and read until the gateway closes, or nothing more comes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            connection.sendall(content)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            try:
+                while more := connection.recv(65536):
+                    answer += more
+            except (TimeoutError, ConnectionResetError):
+                pass
+            return answer
+
+    def records(self) -> tuple[list[Prediction], list[Outcome], tuple[str, ...]]:
+        batch = SegmentLog(self.log).read({}, limit=10_000_000)
+        return list(batch.predictions), list(batch.outcomes), batch.torn
+
+    def close(self) -> None:
+        self.pool.stop()
+        self._listening.close()
+
+
+@contextmanager
+def running(folder: Path, *, workers: int = 1) -> Iterator[Gateway]:
+    gateway = Gateway(folder, workers=workers)
+    try:
+        yield gateway
+    finally:
+        gateway.close()
+
+
+def request(body: bytes, *, path: str = "/v1/endpoints/e/predict", method: str = "POST", extra: str = "") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
+    return head.encode() + body

@@ -1,0 +1,229 @@
+"""Plans change, workers die and disks fill up while requests come: nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.serving.gateways import Gateway, arm, endpoint, linear, running
+
+ROW = {"x": 1.0, "flag": True, "dep delay": None}
+
+
+class Load:
+    """Threads that ask without pause and remember what they were told."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.acknowledged: list[tuple[str, int, float, int]] = []
+        self.failures: list[str] = []
+        self.stop = threading.Event()
+
+    def ask(self, name: int) -> None:
+        n = 0
+        while not self.stop.is_set():
+            n += 1
+            identity = f"{name}-{n}"
+            try:
+                status, answer = self.gateway.post({"rows": [ROW], "ids": [identity]})
+            except Exception as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
+                continue
+            if status != 200:
+                self.failures.append(f"{status}: {answer}")
+                continue
+            (given,) = answer["predictions"]
+            self.acknowledged.append((given["id"], given["version"], given["prediction"], given["plan"]))
+
+
+@contextmanager
+def loaded(gateway: Gateway, threads: int = 3) -> Iterator[Load]:
+    load = Load(gateway)
+    running_threads = [threading.Thread(target=load.ask, args=(n,)) for n in range(threads)]
+    for thread in running_threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        load.stop.set()
+        for thread in running_threads:
+            thread.join()
+
+
+def test_plans_are_swapped_under_load_without_one_failed_or_mixed_answer(tmp_path):
+    with running(tmp_path, workers=2) as gateway:
+        artefacts = {v: linear(gateway.shelf, 10.0 * v) for v in range(1, 9)}
+        gateway.publish(endpoint(arms=[arm(1, artefacts[1])]))
+        with loaded(gateway) as load:
+            for plan in range(2, 26):
+                version = 1 + plan % 8
+                gateway.publish(endpoint(arms=[arm(version, artefacts[version])], plan=plan), wait=False)
+                time.sleep(0.08)
+        assert load.failures == []
+        assert len(load.acknowledged) > 100
+        # Version, prediction and plan of one answer belong together.
+        assert all(value == 1.0 + 10.0 * version for _, version, value, _ in load.acknowledged)
+        assert all(plan == 1 or version == 1 + plan % 8 for _, version, _, plan in load.acknowledged)
+        assert len({plan for _, _, _, plan in load.acknowledged}) > 10
+        logged = {p.id: p for p in gateway.records()[0]}
+        assert all(logged[i].version == version for i, version, _, _ in load.acknowledged)
+
+
+def test_an_edition_that_cannot_be_loaded_leaves_the_old_one_answering(tmp_path):
+    with running(tmp_path) as gateway:
+        good = linear(gateway.shelf, 1.0)
+        gateway.publish(endpoint(arms=[arm(1, good)]))
+        broken = linear(gateway.shelf, 2.0)
+        (gateway.shelf.artefact_folder(broken) / "linear.json").write_bytes(b"{}")
+        gateway.publish(endpoint(arms=[arm(2, broken)], plan=2), wait=False)
+        deadline = time.monotonic() + 10
+        while gateway.application.request("GET", "/ready")[0] == 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        status, said = gateway.application.request("GET", "/ready")
+        assert (status, b"linear.json" in said) == (503, True)
+        assert gateway.post({"rows": [ROW]})[1]["predictions"][0]["version"] == 1
+        gateway.publish(endpoint(arms=[arm(1, good)], mirrors=(arm(2, broken, 0),), plan=3))
+        assert gateway.post({"rows": [ROW]})[1]["predictions"][0]["plan"] == 3
+        assert b"linear.json" in gateway.application.request("GET", "/v1/endpoints")[1]
+
+
+def test_an_artefact_that_answers_its_golden_rows_otherwise_is_not_served(tmp_path):
+    with running(tmp_path) as gateway:
+        digest = linear(gateway.shelf, 1.0)
+        golden = gateway.shelf.artefact_folder(digest) / "golden.json"
+        golden.write_bytes(golden.read_bytes().replace(b"1.0", b"1.5", 1))
+        gateway.publish(endpoint(arms=[arm(1, digest)]), wait=False)
+        gateway.pool.tend()
+        deadline = time.monotonic() + 20
+        said = b""
+        while b"golden rows differ" not in said and time.monotonic() < deadline:
+            try:
+                said = gateway.application.request("GET", "/ready")[1]
+            except Exception:
+                time.sleep(0.05)
+        assert b"golden rows differ" in said
+        assert gateway.post({"rows": [ROW]})[0] == 503
+
+
+def test_of_workers_killed_under_load_every_acknowledged_answer_is_in_the_log(tmp_path):
+    with running(tmp_path, workers=2) as gateway:
+        gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 10.0))]))
+        with loaded(gateway) as load:
+            for _ in range(3):
+                time.sleep(0.3)
+                before = gateway.pool.pids()
+                os.kill(before[0], signal.SIGKILL)
+                deadline = time.monotonic() + 10
+                while not gateway.pool.tend() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                assert gateway.pool.pids() != before
+        gateway.wait()
+        assert gateway.post({"rows": [ROW], "ids": ["after"]})[0] == 200
+        logged = {p.id for p in gateway.records()[0]}
+        acknowledged = {i for i, _, _, _ in load.acknowledged}
+        assert len(acknowledged) > 30
+        assert acknowledged <= logged
+        assert "after" in logged
+
+
+def test_a_pool_swap_replaces_every_worker_without_one_failed_request(tmp_path):
+    with running(tmp_path, workers=2) as gateway:
+        gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 10.0))]))
+        before = set(gateway.pool.pids())
+        with loaded(gateway, threads=2) as load:
+            gateway.pool.swap()
+            time.sleep(0.2)
+        assert not before & set(gateway.pool.pids())
+        assert load.failures == []
+
+
+def test_a_log_folder_that_is_removed_is_made_again(tmp_path):
+    with running(tmp_path) as gateway:
+        gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 10.0))]))
+        assert gateway.post({"rows": [ROW]})[0] == 200
+        shutil.rmtree(gateway.log)
+        assert gateway.post({"rows": [ROW], "ids": ["again"]})[0] == 200
+        assert [p.id for p in gateway.records()[0]] == ["again"]
+
+
+def test_a_full_disk_answers_503_and_is_recovered_from(tmp_path):
+    # The kernel refuses a worker more bytes a file, as a full disk would: the last write is cut short.
+    with running(tmp_path) as gateway:
+        gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 10.0))]))
+        (worker,) = gateway.pool.pids()
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+        acknowledged, statuses = [], []
+        for n in range(12):
+            ids = [f"{n}-{i}" for i in range(200)]
+            status, answer = gateway.post({"rows": [ROW] * 200, "ids": ids})
+            statuses.append(status)
+            acknowledged += ids if status == 200 else []
+        assert (statuses[0], statuses[-1]) == (200, 503)
+        assert "cannot be written" in answer["error"]
+        logged = [p.id for p in gateway.records()[0]]
+        assert acknowledged == logged, "all that was acknowledged, and no half batch beside it"
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert gateway.post({"rows": [ROW] * 200})[0] == 200
+        predictions, _, torn = gateway.records()
+        assert (len(predictions), torn) == (len(logged) + 200, ())
+        assert gateway.pool.pids() == [worker]
+
+
+def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from tests.serving.gateways import Gateway, arm, endpoint, linear
+        gateway = Gateway(Path(sys.argv[1]), workers=1)
+        gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 1.0))]))
+        print(gateway.pool.pids()[0], flush=True)
+        time.sleep(60)
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 15
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _alive(worker)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_loads_none_of_the_heavy_packages(tmp_path):
+    from keepwell.serving.editions import Shelf
+
+    folder = Shelf(tmp_path).artefact_folder(linear(Shelf(tmp_path), 1.0))
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        import keepwell.serving.worker
+        from keepwell.training.predictors import load_predictor
+        load_predictor(Path(sys.argv[1]))
+        import keepwell.training.predictors.onnx
+        heavy = {"sqlalchemy", "polars", "sklearn", "alembic", "dbos", "starlette", "cryptography", "scipy"}
+        print(sorted(heavy & set(sys.modules)))
+        """
+    )
+    said = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
