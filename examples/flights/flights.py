@@ -58,7 +58,17 @@ def planes():
 
 @kw.feature_view(source=weather, entity="origin", timestamp="observed", ttl="6h")
 def origin_weather(rows):
-    return rows.select("origin", "observed", "temp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+    return rows.select(
+        "origin",
+        "observed",
+        "temp",
+        "humid",
+        "wind_speed",
+        "wind_gust",
+        "precip",
+        "pressure",
+        "visib",
+    )
 
 
 @kw.feature_view(source=planes, entity="tailnum")
@@ -78,7 +88,13 @@ def lateness(rows, entity, time, value, windows):
 
 @kw.feature_view(source=flights, entity="origin", timestamp="departed", ttl="12h")
 def origin_departures(rows):
-    return lateness(rows, ["origin"], "departed", "dep_delay", {"origin_delay_1h": "1h", "origin_delay_3h": "3h"})
+    return lateness(
+        rows,
+        ["origin"],
+        "departed",
+        "dep_delay",
+        {"origin_delay_1h": "1h", "origin_delay_3h": "3h"},
+    )
 
 
 @kw.feature_view(source=flights, entity="carrier", timestamp="landed", ttl="3d")
@@ -108,12 +124,18 @@ delay = kw.model(
 
 @delay.candidate("boosting", max_iter=120, learning_rate=0.08, max_leaf_nodes=24)
 def boosting(X, y, params, seed):
-    return HistGradientBoostingClassifier(random_state=seed, min_samples_leaf=60, **params).fit(X, y)
+    return HistGradientBoostingClassifier(random_state=seed, min_samples_leaf=60, **params).fit(
+        X, y
+    )
 
 
 @delay.candidate("linear", C=1.0)
 def linear(X, y, params, seed):
-    steps = SimpleImputer(strategy="median"), StandardScaler(), LogisticRegression(max_iter=500, **params)
+    steps = (
+        SimpleImputer(strategy="median"),
+        StandardScaler(),
+        LogisticRegression(max_iter=500, **params),
+    )
     return make_pipeline(*steps).fit(X, y)
 
 

@@ -29,14 +29,20 @@ def expected(frame: pl.DataFrame):
 
 
 def failed(now: pl.DataFrame) -> set[str]:
-    return {result.check for result in check_frame(expected(now), expected(table())) if result.verdict == "fail"}
+    return {
+        result.check
+        for result in check_frame(expected(now), expected(table()))
+        if result.verdict == "fail"
+    }
 
 
 SMALL = [
     table(1),
     table(2, rows=300),
     table(3).with_columns(pl.col("temp") + 8),
-    table(4).with_columns(pl.when(pl.int_range(pl.len()) % 20 == 0).then(None).otherwise("temp").alias("temp")),
+    table(4).with_columns(
+        pl.when(pl.int_range(pl.len()) % 20 == 0).then(None).otherwise("temp").alias("temp")
+    ),
     table(5).with_columns(pl.lit(1.0).alias("new")),
     table(6).filter(pl.col("shop") != "c"),
 ]
@@ -75,5 +81,7 @@ def test_broken_data_is_caught(name):
 )
 def test_awkward_columns_are_described(column):
     frame = pl.DataFrame({"a": column})
-    made = expected(frame if frame.schema["a"] != pl.Null else frame.with_columns(pl.col("a").cast(pl.Float64)))
+    made = expected(
+        frame if frame.schema["a"] != pl.Null else frame.with_columns(pl.col("a").cast(pl.Float64))
+    )
     assert joint_verdict(check_frame(made, made)) == "pass"

@@ -30,24 +30,25 @@ EVIL = {
     "popen": Evil(subprocess.Popen, ["true"]),
     "eval": Evil(eval, "1"),
     "exec": Evil(exec, "1"),
-    "getattr": Evil(getattr, os, "system") if False else Evil(getattr, "x", "upper"),
+    "getattr": Evil(getattr, "x", "upper"),
     "import": Evil(__import__, "os"),
     "open": Evil(open, "/dev/null"),
-    "numpy loads pickles": Evil(np.load, "x.npy"),
     "nested": [{"model": (1, Evil(os.getcwd))}],
 }
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("name", [n for n in EVIL if n != "numpy loads pickles"])
+@pytest.mark.parametrize("name", EVIL)
 def test_a_pickle_that_would_call_anything_is_refused(name, protocol):
     assert pickle_scan(pickle.dumps(EVIL[name], protocol=protocol)).verdict == "fail"
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("protocol", range(3, 6))
 def test_a_model_passes(protocol):
     fitted = LogisticRegression().fit(np.arange(20.0).reshape(10, 2), np.arange(10) % 2)
-    assert pickle_scan(pickle.dumps([fitted, OrderedDict(a=1)], protocol=protocol)).verdict == "pass"
+    assert (
+        pickle_scan(pickle.dumps([fitted, OrderedDict(a=1)], protocol=protocol)).verdict == "pass"
+    )
 
 
 def test_names_hidden_behind_the_memo_are_not_passed_as_known():

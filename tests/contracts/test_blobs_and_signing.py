@@ -42,7 +42,9 @@ class TestFileBlobs(BlobsContract):
         assert stat.S_IMODE(place.stat().st_mode) == 0o444
         assert [p.name for p in place.parent.iterdir()] == [place.name]
 
-    @pytest.mark.parametrize("digest", ["", "x", "sha256:../../etc/passwd", "sha256:" + "A" * 64, "sha256:" + "a" * 63])
+    @pytest.mark.parametrize(
+        "digest", ["", "x", "sha256:../../etc/passwd", "sha256:" + "A" * 64, "sha256:" + "a" * 63]
+    )
     def test_what_is_no_digest_never_becomes_a_path(self, blobs, digest):
         for ask in (blobs.get, blobs.path, blobs.has, blobs.remove):
             with pytest.raises(InvalidInput):
@@ -193,7 +195,9 @@ def test_any_flipped_byte_of_an_artefact_is_found(tmp_path):
     blobs = FileBlobs(tmp_path)
     files = {"model.onnx": blobs.put(b"weights"), "package.json": blobs.put(b"{}")}
     manifest = blobs.put(canonical(Artefact(files=files)))
-    version = ModelVersion(model="m", version=1, artefact=manifest, author="ana", created=0, updated=0)
+    version = ModelVersion(
+        model="m", version=1, artefact=manifest, author="ana", created=0, updated=0
+    )
     assert artefact_problems(version, blobs=blobs) == []
     for digest in (manifest, *files.values()):
         flip(blobs._place(digest))
@@ -201,4 +205,6 @@ def test_any_flipped_byte_of_an_artefact_is_found(tmp_path):
         flip(blobs._place(digest))
     blobs.remove(files["model.onnx"])
     assert artefact_problems(version, blobs=blobs)
-    assert artefact_problems(msgspec.structs.replace(version, artefact=blobs.put(b"[]")), blobs=blobs)
+    assert artefact_problems(
+        msgspec.structs.replace(version, artefact=blobs.put(b"[]")), blobs=blobs
+    )

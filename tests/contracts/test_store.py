@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -30,7 +31,7 @@ def store(database: str) -> Iterator[SqlStore]:
 
 class TestSqlStore(StoreContract):
     @pytest.fixture
-    def store(self, store: SqlStore) -> SqlStore:  # type: ignore[override]
+    def store(self, store: SqlStore) -> SqlStore:
         return store
 
 
@@ -45,7 +46,7 @@ class _Forgetful(SqlStore):
             def blindly(record, *, reason=""):
                 from msgspec.structs import replace as copy
 
-                before = transaction.get(type(record), *record.key())
+                before: Any = transaction.get(type(record), *record.key())
                 replace(copy(record, revision=before.revision + 1), reason=reason)
 
             transaction.replace = blindly  # type: ignore[method-assign]
@@ -134,11 +135,15 @@ def test_a_changed_byte_of_an_audit_entry_is_found(store):
     assert audit_problems(store) == []
     for column, value in (("reason", "'nev'"), ("actor", "'anb'"), ("time", "time + 1")):
         with store.engine.begin() as connection:
-            before = connection.exec_driver_sql(f"SELECT {column} FROM audit WHERE seq = 2").scalar_one()
+            before = connection.exec_driver_sql(
+                f"SELECT {column} FROM audit WHERE seq = 2"
+            ).scalar_one()
             connection.exec_driver_sql(f"UPDATE audit SET {column} = {value} WHERE seq = 2")
         assert any("entry 2" in problem for problem in audit_problems(store)), column
         with store.engine.begin() as connection:
-            connection.execute(sa.update(tables.AUDIT).where(tables.AUDIT.c.seq == 2).values({column: before}))
+            connection.execute(
+                sa.update(tables.AUDIT).where(tables.AUDIT.c.seq == 2).values({column: before})
+            )
         assert audit_problems(store) == []
 
 

@@ -95,7 +95,9 @@ def test_of_eight_processes_that_swap_exactly_one_wins_each_round(database, tmp_
     first.close()
     assert together(8, swap, database, rounds, tmp_path) == [0] * 8
     won = [msgspec.json.decode((tmp_path / f"{n}.json").read_bytes()) for n in range(8)]
-    assert sorted(revision for revisions in won for revision in revisions) == list(range(2, rounds + 2))
+    assert sorted(revision for revisions in won for revision in revisions) == list(
+        range(2, rounds + 2)
+    )
     store = open_store(database)
     found = store.get(Model, "m")
     assert found is not None

@@ -18,7 +18,7 @@ def at(hours: float) -> datetime:
 
 
 def micros(hours: float) -> int:
-    return round((at(hours) - datetime(1970, 1, 1)).total_seconds() * 1_000_000)  # noqa: DTZ001
+    return round((at(hours) - datetime(1970, 1, 1)).total_seconds() * 1_000_000)
 
 
 def orders(count: int = 120) -> pl.DataFrame:

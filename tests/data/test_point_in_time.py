@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.flights_like import at, micros, orders, project, readings
 
 from keepwell.core.clock import HOUR
 from keepwell.core.errors import InvalidInput
 from keepwell.data.decisions import ID, LABEL, LABEL_TIME, decision_rows
 from keepwell.data.features import TIME, join_features
-from tests.data.flights_like import at, micros, orders, project, readings
 
 hours = st.integers(0, 12).map(lambda n: n / 2)
 shops = st.sampled_from(["a", "b", None])
@@ -39,7 +40,10 @@ def naive(decisions: pl.DataFrame, rows: pl.DataFrame, ttl: int | None) -> list[
 @settings(deadline=None, max_examples=150)
 @given(
     st.lists(st.tuples(hours, shops), max_size=12),
-    st.lists(st.tuples(st.one_of(st.none(), hours), shops, st.one_of(st.none(), st.floats(-9, 9))), max_size=15),
+    st.lists(
+        st.tuples(st.one_of(st.none(), hours), shops, st.one_of(st.none(), st.floats(-9, 9))),
+        max_size=15,
+    ),
     st.sampled_from([None, "1h", "3h"]),
 )
 def test_the_join_equals_looking_through_all_rows(wanted, known, ttl):
@@ -52,7 +56,12 @@ def test_the_join_equals_looking_through_all_rows(wanted, known, ttl):
                 "published": [None if hour is None else at(hour) for hour, _, _ in known],
                 "crowd": [value for _, _, value in known],
             },
-            schema={"shop": pl.String, "seen": pl.Datetime("us"), "published": pl.Datetime("us"), "crowd": pl.Float64},
+            schema={
+                "shop": pl.String,
+                "seen": pl.Datetime("us"),
+                "published": pl.Datetime("us"),
+                "crowd": pl.Float64,
+            },
         ),
     }
     decisions = pl.DataFrame(
@@ -83,9 +92,13 @@ def test_as_of_nothing_that_became_known_later_is_there(as_of_hour):
     assert (known.get_column(LABEL_TIME) <= as_of).all()
     # What comes later may change at will: nothing of it may show.
     later = pl.col("published") > at(as_of_hour)
-    frames["readings"] = frames["readings"].with_columns(pl.when(later).then(-1.0).otherwise("crowd").alias("crowd"))
+    frames["readings"] = frames["readings"].with_columns(
+        pl.when(later).then(-1.0).otherwise("crowd").alias("crowd")
+    )
     unknown = pl.col("closed") > at(as_of_hour)
-    frames["orders"] = frames["orders"].with_columns(pl.when(unknown).then(9.0).otherwise("returned").alias("returned"))
+    frames["orders"] = frames["orders"].with_columns(
+        pl.when(unknown).then(9.0).otherwise("returned").alias("returned")
+    )
     assert decision_rows(made, "returns", since=None, until=micros(120), as_of=as_of).equals(rows)
 
 
@@ -100,8 +113,10 @@ def test_decisions_come_in_order_of_time_within_their_window():
 def test_the_order_of_a_sources_rows_changes_nothing():
     made = project({"orders": orders(), "readings": readings()})
     again = project({"orders": orders().reverse(), "readings": readings().reverse()})
-    window = {"since": None, "until": micros(120)}
-    assert decision_rows(made, "returns", **window).equals(decision_rows(again, "returns", **window))
+    window: dict[str, Any] = {"since": None, "until": micros(120)}
+    assert decision_rows(made, "returns", **window).equals(
+        decision_rows(again, "returns", **window)
+    )
 
 
 def test_decisions_without_a_key_keep_ids_that_no_window_changes():
@@ -109,7 +124,10 @@ def test_decisions_without_a_key_keep_ids_that_no_window_changes():
     made = project(frames, key=())  # type: ignore[arg-type]
     whole = decision_rows(made, "returns", since=None, until=micros(120)).get_column(ID).to_list()
     assert len(set(whole)) == 120
-    assert decision_rows(made, "returns", since=micros(50), until=micros(60)).get_column(ID).to_list() == whole[50:60]
+    assert (
+        decision_rows(made, "returns", since=micros(50), until=micros(60)).get_column(ID).to_list()
+        == whole[50:60]
+    )
 
 
 def test_a_missing_feature_names_the_nearest():
@@ -125,6 +143,11 @@ def test_a_view_that_raises_names_the_users_line():
 
 
 def test_missing_values_stay_missing():
-    rows = decision_rows(project({"orders": orders(), "readings": readings().head(0)}), "returns", since=None, until=micros(9))
+    rows = decision_rows(
+        project({"orders": orders(), "readings": readings().head(0)}),
+        "returns",
+        since=None,
+        until=micros(9),
+    )
     assert rows.get_column("crowd").to_list() == [None] * 9
     assert not any(math.isnan(v) for v in rows.get_column("price"))

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from keepwell.core.digest import canonical, digest_of
+from keepwell.core.errors import KeepwellError
 from keepwell.core.records.data import Column, Dtype
 from keepwell.core.records.models import Package, Signature
 from keepwell.core.records.predictions import Outcome, Prediction
@@ -32,7 +33,13 @@ def signature_of(columns: dict[str, Dtype]) -> Signature:
     return Signature(inputs=inputs, task="regression")
 
 
-def _put(shelf: Shelf, kind: str, files: dict[str, bytes], columns: dict[str, Dtype], rows: list[list[Any]]) -> str:
+def _put(
+    shelf: Shelf,
+    kind: str,
+    files: dict[str, bytes],
+    columns: dict[str, Dtype],
+    rows: list[list[Any]],
+) -> str:
     package = Package(
         model="m", candidate="c", predictor=kind, signature=signature_of(columns), python="3.11", requirements=(),
         code="", revision="", training_set="", seed=0, params={}, own_modules=("tests.serving.models",),
@@ -88,7 +95,11 @@ class Gateway:
         self._listening = bind("127.0.0.1", 0)
         self.port = int(self._listening.getsockname()[1])
         self.pool = Pool(
-            self._listening, editions=self.shelf.folder, log=self.log, meters=folder / "meters", workers=workers
+            self._listening,
+            editions=self.shelf.folder,
+            log=self.log,
+            meters=folder / "meters",
+            workers=workers,
         )
         self.application = HttpApplication(f"http://127.0.0.1:{self.port}", timeout=20)
         self.number = 0
@@ -108,7 +119,7 @@ class Gateway:
             try:
                 answer = msgspec.json.decode(self.application.request("GET", "/ready")[1])
                 fresh = answer["ready"] and answer["edition"] == self.number
-            except Exception:
+            except KeepwellError:
                 fresh = False
             seen = seen + 1 if fresh else 0
             if not fresh:
@@ -117,7 +128,9 @@ class Gateway:
 
     def post(self, body: Any, endpoint: str = "e") -> tuple[int, Any]:
         content = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        status, answer = self.application.request("POST", f"/v1/endpoints/{endpoint}/predict", content)
+        status, answer = self.application.request(
+            "POST", f"/v1/endpoints/{endpoint}/predict", content
+        )
         return status, msgspec.json.decode(answer)
 
     def raw(self, content: bytes, *, half_close: bool = False, timeout: float = 5.0) -> bytes:
@@ -152,6 +165,8 @@ def running(folder: Path, *, workers: int = 1) -> Iterator[Gateway]:
         gateway.close()
 
 
-def request(body: bytes, *, path: str = "/v1/endpoints/e/predict", method: str = "POST", extra: str = "") -> bytes:
+def request(
+    body: bytes, *, path: str = "/v1/endpoints/e/predict", method: str = "POST", extra: str = ""
+) -> bytes:
     head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
     return head.encode() + body

@@ -7,10 +7,10 @@ import time
 
 import msgspec
 import pytest
+from tests.serving.gateways import Gateway, request
 
 from keepwell.core.records.traffic import BUCKETS
 from keepwell.serving.assign import bucket_of
-from tests.serving.gateways import Gateway, request
 
 ROW = {"x": 1.0, "flag": True, "dep delay": None}
 
@@ -118,13 +118,17 @@ def test_one_unit_meets_one_arm_on_every_worker_and_the_shares_hold(gateway: Gat
     assert {p["plan"] for p in answer["predictions"]} == {7}
     assert 140 < arms[0].count("v2") < 260
     assert arms[0] == ["v2" if bucket_of(f"u{n}", "s") < BUCKETS // 2 else "v1" for n in range(400)]
-    writers = {p.id.split("-")[1] for p in gateway.records()[0] if p.endpoint == "two" and "-" in p.id}
+    writers = {
+        p.id.split("-")[1] for p in gateway.records()[0] if p.endpoint == "two" and "-" in p.id
+    }
     assert len(writers) == 2, "both workers must have answered for this to mean something"
 
 
 def test_a_mirror_that_raises_harms_nobody_and_is_recorded(gateway: Gateway):
     for n in range(5):
-        status, answer = gateway.post({"rows": [ROW | {"x": -1.0}], "ids": [f"mirrored-{n}"]}, endpoint="mirrored")
+        status, answer = gateway.post(
+            {"rows": [ROW | {"x": -1.0}], "ids": [f"mirrored-{n}"]}, endpoint="mirrored"
+        )
         assert (status, answer["predictions"][0]["prediction"]) == (200, 9.0)
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
@@ -138,7 +142,9 @@ def test_a_mirror_that_raises_harms_nobody_and_is_recorded(gateway: Gateway):
 
 
 def test_a_probe_of_a_mirror_is_answered_and_not_logged(gateway: Gateway):
-    status, answer = gateway.post({"rows": [ROW | {"x": 4.0}], "ids": ["probed"], "probe": 3}, endpoint="mirrored")
+    status, answer = gateway.post(
+        {"rows": [ROW | {"x": 4.0}], "ids": ["probed"], "probe": 3}, endpoint="mirrored"
+    )
     assert (status, answer["predictions"]) == (200, [{"prediction": 8.0, "version": 3}])
     assert gateway.post({"rows": [ROW | {"x": -4.0}], "probe": 3}, endpoint="mirrored")[0] == 503
     assert gateway.post({"rows": [ROW], "probe": 99}, endpoint="mirrored")[0] == 409
@@ -146,8 +152,14 @@ def test_a_probe_of_a_mirror_is_answered_and_not_logged(gateway: Gateway):
 
 
 def test_where_an_arm_fails_the_fallback_answers_and_both_are_recorded(gateway: Gateway):
-    status, answer = gateway.post({"rows": [ROW | {"x": -3.0}], "ids": ["fell-back"]}, endpoint="safe")
-    assert (status, answer["predictions"][0]["prediction"], answer["predictions"][0]["arm"]) == (200, -6.0, "v1")
+    status, answer = gateway.post(
+        {"rows": [ROW | {"x": -3.0}], "ids": ["fell-back"]}, endpoint="safe"
+    )
+    assert (status, answer["predictions"][0]["prediction"], answer["predictions"][0]["arm"]) == (
+        200,
+        -6.0,
+        "v1",
+    )
     (logged,) = [p for p in gateway.records()[0] if p.id == "fell-back"]
     assert (logged.status, logged.arm, logged.propensity) == ("fallback", "v1", 1.0)
     assert "negative rows" in logged.error
@@ -166,7 +178,9 @@ def test_a_model_that_loses_rows_is_unavailable_not_wrong(gateway: Gateway):
 
 def test_one_callers_row_that_the_model_refuses_fails_no_other_request(gateway: Gateway):
     good = request(msgspec.json.encode({"rows": [ROW]}), path="/v1/endpoints/failing/predict")
-    bad = request(msgspec.json.encode({"rows": [ROW | {"x": -1.0}]}), path="/v1/endpoints/failing/predict")
+    bad = request(
+        msgspec.json.encode({"rows": [ROW | {"x": -1.0}]}), path="/v1/endpoints/failing/predict"
+    )
     # Pipelined, so that one tick of one worker has them all.
     answer = gateway.raw(good + bad + good, half_close=True)
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"503", b"200"]
@@ -195,7 +209,10 @@ def test_a_half_closed_connection_is_answered_and_then_closed(gateway: Gateway):
 
 def test_a_chunked_body_is_read(gateway: Gateway):
     body = msgspec.json.encode({"rows": [ROW]})
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
+    chunks = (
+        b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:7], body[7:]))
+        + b"0\r\n\r\n"
+    )
     head = b"POST /v1/endpoints/e/predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     assert gateway.raw(head + chunks).startswith(b"HTTP/1.1 200")
 
@@ -225,7 +242,9 @@ def test_head_has_the_length_and_no_body(gateway: Gateway):
         (b"GET /live HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", b"200|400"),
     ],
 )
-def test_what_is_no_acceptable_request_is_refused_and_the_connection_closed(gateway: Gateway, content, status):
+def test_what_is_no_acceptable_request_is_refused_and_the_connection_closed(
+    gateway: Gateway, content, status
+):
     began = time.monotonic()
     answer = gateway.raw(content)
     assert re.match(rb"HTTP/1.1 (" + status + rb") ", answer), answer[:80]
@@ -239,8 +258,13 @@ def test_paths_and_methods_that_are_not_served_say_so(gateway: Gateway):
 
 
 def test_outcomes_are_logged(gateway: Gateway):
-    outcomes = [{"id": "o1", "endpoint": "e", "value": 1.0, "time": "2024-01-01"}, {"id": "o2", "endpoint": "two", "value": 0}]
-    status, answer = gateway.application.request("POST", "/v1/outcomes", msgspec.json.encode({"outcomes": outcomes}))
+    outcomes = [
+        {"id": "o1", "endpoint": "e", "value": 1.0, "time": "2024-01-01"},
+        {"id": "o2", "endpoint": "two", "value": 0},
+    ]
+    status, answer = gateway.application.request(
+        "POST", "/v1/outcomes", msgspec.json.encode({"outcomes": outcomes})
+    )
     assert (status, msgspec.json.decode(answer)) == (200, {"accepted": 2})
     found = {o.id: o for o in gateway.records()[1]}
     assert (found["o1"].time, found["o1"].value) == (1_704_067_200_000_000, 1.0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from itertools import pairwise
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.serving.gateways import arm, endpoint, linear, request
 
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.data import Column, Dtype
@@ -19,7 +21,6 @@ from keepwell.serving.editions import Edition, Shelf
 from keepwell.serving.http import Connection, Floor
 from keepwell.serving.meters import Meters
 from keepwell.serving.segments import SegmentWriter
-from tests.serving.gateways import arm, endpoint, linear, request
 
 GOOD = request(b'{"rows":[{"x":1,"flag":true,"dep delay":null}]}')
 
@@ -53,10 +54,20 @@ class Wire(asyncio.Transport):
 def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     shelf = Shelf(folder / "editions")
-    made = Desk(SegmentWriter(folder / "log", name="w"), worker="w", meters=Meters(folder / "meters", worker="w"))
+    made = Desk(
+        SegmentWriter(folder / "log", name="w"),
+        worker="w",
+        meters=Meters(folder / "meters", worker="w"),
+    )
     plain = arm(1, linear(shelf, 1.0))
     made.endpoints = Loader(shelf).load(
-        Edition(number=1, endpoints=(endpoint(arms=[plain], log="group"), endpoint("timed", arms=[plain], time="at")))
+        Edition(
+            number=1,
+            endpoints=(
+                endpoint(arms=[plain], log="group"),
+                endpoint("timed", arms=[plain], time="at"),
+            ),
+        )
     )
     made.edition = 1
     return made
@@ -117,7 +128,7 @@ def test_whatever_bytes_come_the_connection_answers_or_closes(desk, parts):
 def test_however_requests_are_cut_into_packets_each_is_answered_once(desk, cuts):
     stream = GOOD * 3
     edges = [0, *sorted(set(cuts)), len(stream)]
-    wire, problems = talk(desk, [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    wire, problems = talk(desk, [stream[a:b] for a, b in pairwise(edges)])
     assert (problems, wire.written.count(b"HTTP/1.1 200 OK")) == ([], 3)
 
 
@@ -140,19 +151,30 @@ rows = st.dictionaries(st.sampled_from(["x", "flag", "dep delay", "user", "at", 
             msgspec.json.encode,
             st.fixed_dictionaries(
                 {"rows": st.lists(rows, max_size=3)},
-                optional={"ids": st.lists(st.text(max_size=3), max_size=3), "id": st.text(max_size=2), "row": rows, "probe": values},
+                optional={
+                    "ids": st.lists(st.text(max_size=3), max_size=3),
+                    "id": st.text(max_size=2),
+                    "row": rows,
+                    "probe": values,
+                },
             ),
         ),
-    )  # fmt: skip
+    )
 )
 def test_whatever_body_comes_the_codec_reads_it_or_says_what_is_wrong(body):
     columns: dict[str, Dtype] = {"x": "float64", "flag": "bool", "dep delay": "string"}
-    signature = Signature(inputs=tuple(Column(name=n, dtype=d) for n, d in columns.items()), task="binary")
+    signature = Signature(
+        inputs=tuple(Column(name=n, dtype=d) for n, d in columns.items()), task="binary"
+    )
     codec = Codec(signature, unit="user", time="at")
     try:
         decoded = codec.decode(body)
     except KeepwellError as error:
-        assert error.code == "invalid_input"
+        refused = error.code
+    else:
+        refused = ""
+    if refused:
+        assert refused == "invalid_input"
         return
     n = len(decoded.features)
     assert decoded.matrix.shape == (n, 3)
@@ -165,6 +187,10 @@ def test_whatever_body_comes_the_codec_reads_it_or_says_what_is_wrong(body):
 @pytest.mark.parametrize("name", ["a b", "class", "1st", "ünï", "rows", "__x", "self", "c0"])
 def test_columns_may_have_any_name(name):
     columns: dict[str, Dtype] = {name: "float64", "x": "float64"}
-    codec = Codec(Signature(inputs=tuple(Column(name=n, dtype=d) for n, d in columns.items()), task="regression"))
+    codec = Codec(
+        Signature(
+            inputs=tuple(Column(name=n, dtype=d) for n, d in columns.items()), task="regression"
+        )
+    )
     decoded = codec.decode(msgspec.json.encode({"rows": [{name: 1, "x": None}]}))
     assert decoded.features == [(1.0, None)]

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tests.serving.gateways import Gateway, arm, endpoint, linear, running
 
+from keepwell.core.errors import KeepwellError
+
 ROW = {"x": 1.0, "flag": True, "dep delay": None}
 
 
@@ -36,14 +38,16 @@ class Load:
             identity = f"{name}-{n}"
             try:
                 status, answer = self.gateway.post({"rows": [ROW], "ids": [identity]})
-            except Exception as error:
+            except KeepwellError as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
                 continue
             if status != 200:
                 self.failures.append(f"{status}: {answer}")
                 continue
             (given,) = answer["predictions"]
-            self.acknowledged.append((given["id"], given["version"], given["prediction"], given["plan"]))
+            self.acknowledged.append(
+                (given["id"], given["version"], given["prediction"], given["plan"])
+            )
 
 
 @contextmanager
@@ -67,13 +71,17 @@ def test_plans_are_swapped_under_load_without_one_failed_or_mixed_answer(tmp_pat
         with loaded(gateway) as load:
             for plan in range(2, 26):
                 version = 1 + plan % 8
-                gateway.publish(endpoint(arms=[arm(version, artefacts[version])], plan=plan), wait=False)
+                gateway.publish(
+                    endpoint(arms=[arm(version, artefacts[version])], plan=plan), wait=False
+                )
                 time.sleep(0.08)
         assert load.failures == []
         assert len(load.acknowledged) > 100
         # Version, prediction and plan of one answer belong together.
         assert all(value == 1.0 + 10.0 * version for _, version, value, _ in load.acknowledged)
-        assert all(plan == 1 or version == 1 + plan % 8 for _, version, _, plan in load.acknowledged)
+        assert all(
+            plan == 1 or version == 1 + plan % 8 for _, version, _, plan in load.acknowledged
+        )
         assert len({plan for _, _, _, plan in load.acknowledged}) > 10
         logged = {p.id: p for p in gateway.records()[0]}
         assert all(logged[i].version == version for i, version, _, _ in load.acknowledged)
@@ -87,7 +95,9 @@ def test_an_edition_that_cannot_be_loaded_leaves_the_old_one_answering(tmp_path)
         (gateway.shelf.artefact_folder(broken) / "linear.json").write_bytes(b"{}")
         gateway.publish(endpoint(arms=[arm(2, broken)], plan=2), wait=False)
         deadline = time.monotonic() + 10
-        while gateway.application.request("GET", "/ready")[0] == 200 and time.monotonic() < deadline:
+        while (
+            gateway.application.request("GET", "/ready")[0] == 200 and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         status, said = gateway.application.request("GET", "/ready")
         assert (status, b"linear.json" in said) == (503, True)
@@ -109,7 +119,7 @@ def test_an_artefact_that_answers_its_golden_rows_otherwise_is_not_served(tmp_pa
         while b"golden rows differ" not in said and time.monotonic() < deadline:
             try:
                 said = gateway.application.request("GET", "/ready")[1]
-            except Exception:
+            except KeepwellError:
                 time.sleep(0.05)
         assert b"golden rows differ" in said
         assert gateway.post({"rows": [ROW]})[0] == 503
@@ -172,7 +182,9 @@ def test_a_full_disk_answers_503_and_is_recovered_from(tmp_path):
         assert "cannot be written" in answer["error"]
         logged = [p.id for p in gateway.records()[0]]
         assert acknowledged == logged, "all that was acknowledged, and no half batch beside it"
-        resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.prlimit(
+            worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
         assert gateway.post({"rows": [ROW] * 200})[0] == 200
         predictions, _, torn = gateway.records()
         assert (len(predictions), torn) == (len(logged) + 200, ())
@@ -184,14 +196,17 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
         """
         import sys, time
         from pathlib import Path
-        from tests.serving.gateways import Gateway, arm, endpoint, linear
+        from keepwell.core.errors import KeepwellError
+from tests.serving.gateways import Gateway, arm, endpoint, linear
         gateway = Gateway(Path(sys.argv[1]), workers=1)
         gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 1.0))]))
         print(gateway.pool.pids()[0], flush=True)
         time.sleep(60)
         """
     )
-    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())
     parent.kill()
@@ -225,5 +240,7 @@ def test_a_worker_loads_none_of_the_heavy_packages(tmp_path):
         print(sorted(heavy & set(sys.modules)))
         """
     )
-    said = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True
+    )
     assert said.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from keepwell.app.replay import loop_is_busy, start_replay
 from keepwell.app.summary import summarise
@@ -28,6 +28,7 @@ from keepwell.lifecycle.training import start_training, training_work
 from keepwell.lifecycle.validation import read_validation
 
 REPLAY = "demo"
+SCOPES: tuple[Literal["version", "renewals"], ...] = ("version", "renewals")
 STEP_SECONDS = 1200.0
 
 
@@ -35,7 +36,12 @@ class Demo:
     """Tells the story of one project."""
 
     def __init__(
-        self, state: State, supervisor: Supervisor, *, say: Callable[[str], None], until: str | None = None
+        self,
+        state: State,
+        supervisor: Supervisor,
+        *,
+        say: Callable[[str], None],
+        until: str | None = None,
     ) -> None:
         if state.settings.demo is None:
             raise InvalidInput(
@@ -51,7 +57,9 @@ class Demo:
         self._until = until or self._demo.replay_until
         self._model = state.project.model(next(iter(state.project.models)))
         self._endpoint = next(
-            name for name, given in state.settings.endpoints.items() if given.model == self._model.name
+            name
+            for name, given in state.settings.endpoints.items()
+            if given.model == self._model.name
         )
 
     def run(self) -> dict[str, Any]:
@@ -67,7 +75,10 @@ class Demo:
             self._say(f"== {title}")
             self._wait(step)
         return summarise(
-            self._state, endpoint=self._endpoint, model=self._model.name, seconds=time.monotonic() - began
+            self._state,
+            endpoint=self._endpoint,
+            model=self._model.name,
+            seconds=time.monotonic() - began,
         )
 
     def _wait(self, step: Callable[[], bool]) -> None:
@@ -142,8 +153,11 @@ class Demo:
         state = self._state
         best = self._best()
         for by in self._demo.approvers:
-            for scope in ("version", "renewals"):
-                held = state.store.find(Approval, {"model": best.model, "version": best.version, "by": by, "scope": scope})
+            for scope in SCOPES:
+                held = state.store.find(
+                    Approval,
+                    {"model": best.model, "version": best.version, "by": by, "scope": scope},
+                )
                 if not held:
                     approve(
                         best.model,
@@ -153,7 +167,7 @@ class Demo:
                         if scope == "version"
                         else "newer data under the same code and gates",
                         expires_in=state.settings.policy.approval_expires,
-                        scope=scope,  # type: ignore[arg-type]
+                        scope=scope,
                         store=state.store,
                         blobs=state.blobs,
                         signer=state.signer,
@@ -169,7 +183,9 @@ class Demo:
         if found[0].state == "failed":
             raise InvalidInput(f"The activation failed at {found[0].step!r}: {found[0].reason}")
         # The last step waits for labelled live decisions, which only traffic brings.
-        return found[0].state == "passed" or (found[0].state == "waiting" and found[0].step == "KPI validation")
+        return found[0].state == "passed" or (
+            found[0].state == "waiting" and found[0].step == "KPI validation"
+        )
 
     def _replay(self) -> bool:
         state = self._state
@@ -188,7 +204,10 @@ class Demo:
         return replay.state != "running"
 
     def _tell_position(self, replay: Replay) -> None:
-        self._tell(f"   replayed to {iso(replay.position)[:7]}: {replay.acknowledged:,} answered, {replay.failed:,} failed", key=iso(replay.position)[:7])
+        self._tell(
+            f"   replayed to {iso(replay.position)[:7]}: {replay.acknowledged:,} answered, {replay.failed:,} failed",
+            key=iso(replay.position)[:7],
+        )
 
     def _rest(self) -> bool:
         if loop_is_busy(self._state):
@@ -201,27 +220,38 @@ class Demo:
         """Say each new thing that the rows tell, once."""
         store = self._state.store
         for version in store.find(ModelVersion, {"model": self._model.name}):
-            self._tell(f"   version {version.label()} ({version.candidate}) registered", key=f"v{version.version}")
+            self._tell(
+                f"   version {version.label()} ({version.candidate}) registered",
+                key=f"v{version.version}",
+            )
         for release in store.find(Release):
             if release.state in {"passed", "failed"}:
                 why = f": {release.reason[:160]}" if release.reason else ""
-                self._tell(f"   release of {release.model}/{release.version} {release.state}{why}", key=release.id)
+                self._tell(
+                    f"   release of {release.model}/{release.version} {release.state}{why}",
+                    key=release.id,
+                )
         for alert in store.find(Alert, {"drill": False, "severity": "critical"}):
             self._tell(f"   ALERT {iso(alert.event_time)[:10]} {alert.message[:160]}", key=alert.id)
         for decision in store.find(Decision):
-            self._tell(f"   decision {iso(decision.event_time)[:10]}: {decision.kind} ({decision.state})", key=decision.id + decision.state)
+            self._tell(
+                f"   decision {iso(decision.event_time)[:10]}: {decision.kind} ({decision.state})",
+                key=decision.id + decision.state,
+            )
         for rollout in store.find(Rollout):
             self._tell(
-                f"   {rollout.strategy} v{rollout.champion} -> v{rollout.challenger}: {rollout.state}. {rollout.reason[:160]}",
+                f"   {rollout.strategy} v{rollout.champion} -> v{rollout.challenger}: {rollout.state}."
+                f" {rollout.reason[:160]}",
                 key=rollout.id + rollout.state,
             )
         for activation in store.find(Activation):
             if activation.state in {"passed", "failed"}:
-                self._tell(f"   activation of {activation.model}/{activation.version} {activation.state}", key=activation.id)
+                self._tell(
+                    f"   activation of {activation.model}/{activation.version} {activation.state}",
+                    key=activation.id,
+                )
 
     def _tell(self, line: str, *, key: str) -> None:
         if key not in self._told:
             self._told.add(key)
             self._say(line)
-
-

@@ -44,7 +44,12 @@ def main() -> int:
         state = open_state(Path(folder))
         TASKS[task](state, work_of(state, work_id))
     except KeepwellError as error:
-        said = {"kind": type(error).__name__, "what": error.what, "where": error.where, "todo": error.todo}
+        said = {
+            "kind": type(error).__name__,
+            "what": error.what,
+            "where": error.where,
+            "todo": error.todo,
+        }
         sys.stdout.write(f"\n{msgspec.json.encode(said).decode()}\n")
         return error.exit_status
     return 0

@@ -44,12 +44,17 @@ def procedures(state: State) -> dict[str, Procedure]:
         steps=(
             Step("take data", heavy("take_data")),
             Step("fit", heavy("fit")),
-            Step("request release", lambda work_id: request_release(state.context, work_of(state, work_id))),
+            Step(
+                "request release",
+                lambda work_id: request_release(state.context, work_of(state, work_id)),
+            ),
         ),
     )
     release = Procedure(
         kind="release",
-        steps=tuple(Step(name, ask(run_release_step, n)) for n, name in enumerate(RELEASE_STEPS, 1)),
+        steps=tuple(
+            Step(name, ask(run_release_step, n)) for n, name in enumerate(RELEASE_STEPS, 1)
+        ),
     )
     activate = Procedure(
         kind="activate",

@@ -50,7 +50,9 @@ def run_server_process(state: State) -> None:
     server = state.settings.server
     listening = bind(server.host, server.port)
     announce(state, "server", f"http://{server.host}:{listening.getsockname()[1]}")
-    config = uvicorn.Config(application(state), log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn.Config(
+        application(state), log_level="warning", access_log=False, lifespan="off"
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -25,10 +25,15 @@ def evidence_problems(state: State) -> list[str]:
         try:
             state.verifier.open(state.blobs.get(approval.envelope))
         except KeepwellError as error:
-            problems.append(f"approval of {approval.model}/{approval.version} by {approval.by}: {error}")
+            problems.append(
+                f"approval of {approval.model}/{approval.version} by {approval.by}: {error}"
+            )
     for step in state.store.find(StepResult):
         if step.evidence not in known:
             problems.append(f"{step.procedure}, {step.step}: its evidence row is gone")
     for version in state.store.find(ModelVersion):
-        problems += [f"{version.label()}: {problem}" for problem in artefact_problems(version, blobs=state.blobs)]
+        problems += [
+            f"{version.label()}: {problem}"
+            for problem in artefact_problems(version, blobs=state.blobs)
+        ]
     return problems

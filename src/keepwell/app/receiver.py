@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 from keepwell.core.errors import Unavailable
@@ -19,11 +20,13 @@ class Receiver:
     def __init__(self, url: str, *, path: Path) -> None:
         parts = urlsplit(url)
         if parts.hostname not in LOOPBACK:
-            raise Unavailable(f"The demo's receiver listens on loopback only, not on {parts.hostname!r}.")
+            raise Unavailable(
+                f"The demo's receiver listens on loopback only, not on {parts.hostname!r}."
+            )
         lock = threading.Lock()
 
         class Take(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - http.server's name for it
+            def do_POST(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
                 if not 0 < length <= MAX_ALERT:
                     self.send_error(413 if length else 411)
@@ -39,7 +42,9 @@ class Receiver:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._server = ThreadingHTTPServer((parts.hostname or "127.0.0.1", parts.port or 80), Take)
+            self._server = ThreadingHTTPServer(
+                (parts.hostname or "127.0.0.1", parts.port or 80), Take
+            )
         except OSError as error:
             raise Unavailable(
                 f"The webhook receiver cannot listen at {url}: {error.strerror}.",
@@ -47,7 +52,7 @@ class Receiver:
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
-    def __enter__(self) -> Receiver:
+    def __enter__(self) -> Self:
         """Begin to listen."""
         self._thread.start()
         return self

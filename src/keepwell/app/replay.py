@@ -8,9 +8,11 @@ training takes minutes in which no season passes.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections import deque
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,8 +28,9 @@ from keepwell.core.errors import NotFound, Unavailable
 from keepwell.core.records.lifecycle import Activation, Release
 from keepwell.core.records.watching import Decision
 from keepwell.core.records.work import Replay, Work
-from keepwell.data.decisions import ID, LABEL, LABEL_TIME, TIME, UNIT, decision_rows
+from keepwell.data.decisions import ID, LABEL, LABEL_TIME, UNIT, decision_rows
 from keepwell.data.decisions import SLICE as SLICE_PREFIX
+from keepwell.data.features import TIME
 
 DEPTH = 4
 """Requests that a connection has under way."""
@@ -106,9 +109,10 @@ class Sender:
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         while len(self._clients) < self._wanted:
-            client = Client(self)
             try:
-                await loop.create_connection(lambda made=client: made, self._host, self._port)
+                _, client = await loop.create_connection(
+                    partial(Client, self), self._host, self._port
+                )
             except OSError:
                 now = time.monotonic()
                 self._broken_since = self._broken_since or now
@@ -158,7 +162,11 @@ class Sender:
 
 
 def _request(path: str, body: bytes) -> bytes:
-    return b"POST %s HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
+    return b"POST %s HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n%s" % (
+        path.encode(),
+        len(body),
+        body,
+    )
 
 
 class Day:
@@ -181,12 +189,17 @@ def prepare_days(
     times, ids, units = (rows.get_column(c).to_list() for c in (TIME, ID, UNIT))
     values = rows.select(features).rows()
     for at, identity, who, row in zip(times, ids, units, values, strict=True):
-        body: dict[str, Any] = {n: (None if v is None or v != v else v) for n, v in zip(features, row, strict=True)}
+        body: dict[str, Any] = {
+            n: (None if isinstance(v, float) and math.isnan(v) else v)
+            for n, v in zip(features, row, strict=True)
+        }
         if unit and unit not in body:
             body[unit] = who
         if time_field:
             body[time_field] = at
-        by_day.setdefault(at // DAY, []).append(_request(path, encode({"row": body, "id": identity})))
+        by_day.setdefault(at // DAY, []).append(
+            _request(path, encode({"row": body, "id": identity}))
+        )
     known = rows.filter(pl.col(LABEL).is_not_null()).sort(LABEL_TIME)
     outcomes: dict[int, list[dict[str, Any]]] = {}
     for identity, at, value in known.select(ID, LABEL_TIME, LABEL).rows():
@@ -304,7 +317,7 @@ async def _send_day(state: State, replay: Replay, day: Day, sender: Sender, puls
 async def _wait_for_worker(state: State, pulse: Pulse) -> None:
     now = state.clock.now()
     deadline = time.monotonic() + HOLD_SECONDS
-    while pulse.last() < now and time.monotonic() < deadline:
+    while pulse.last() < now and time.monotonic() < deadline:  # noqa: ASYNC110 - another process beats
         await asyncio.sleep(0.005)
 
 

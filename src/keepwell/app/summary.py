@@ -39,18 +39,34 @@ def summarise(state: State, *, endpoint: str, model: str, seconds: float) -> dic
         "release": [_step(s) for s in steps if s.procedure.startswith("release-")],
         "activation": [_step(s) for s in steps if s.procedure.startswith("activation-")],
         "refused": [
-            {"version": s.version, "step": s.step, "reason": "; ".join(r.message for r in s.results if r.verdict == "fail")}
+            {
+                "version": s.version,
+                "step": s.step,
+                "reason": "; ".join(r.message for r in s.results if r.verdict == "fail"),
+            }
             for s in steps
             if s.verdict == "fail" and s.procedure.startswith("release-")
         ],
         "approvals": [
-            {"version": a.version, "by": a.by, "scope": a.scope} for a in store.find(Approval, {"model": model})
+            {"version": a.version, "by": a.by, "scope": a.scope}
+            for a in store.find(Approval, {"model": model})
         ],
         "alerts": [
-            {"time": iso(a.event_time), "monitor": a.monitor, "version": a.version, "state": a.state, "message": a.message}
+            {
+                "time": iso(a.event_time),
+                "monitor": a.monitor,
+                "version": a.version,
+                "state": a.state,
+                "message": a.message,
+            }
             for a in store.find(Alert, {"endpoint": endpoint, "drill": False}, order=["event_time"])
         ],
-        "renewals": [_renewal(state, d) for d in store.find(Decision, {"endpoint": endpoint, "kind": "retrain"}, order=["event_time"])],
+        "renewals": [
+            _renewal(state, d)
+            for d in store.find(
+                Decision, {"endpoint": endpoint, "kind": "retrain"}, order=["event_time"]
+            )
+        ],
         "requests": {
             "served": acknowledged,
             "failed": sum(replay.failed for replay in replays),
@@ -93,12 +109,16 @@ def _renewal(state: State, decision: Decision) -> dict[str, Any]:
     store = state.store
     found = [
         version
-        for version in store.find(ModelVersion, {"model": decision.model, "renews": decision.version})
+        for version in store.find(
+            ModelVersion, {"model": decision.model, "renews": decision.version}
+        )
         if version.created >= decision.made
     ]
     version = found[0] if found else None
     activation = (
-        store.find(Activation, {"model": version.model, "version": version.version}) if version else []
+        store.find(Activation, {"model": version.model, "version": version.version})
+        if version
+        else []
     )
     rollout = store.get(Rollout, f"rollout-{activation[0].id}") if activation else None
     verdict = rollout.state if rollout else version.state if version else decision.state
@@ -126,9 +146,13 @@ def render(summary: dict[str, Any]) -> str:
         for step in summary[kind]:
             passed.setdefault(f"{kind} of v{step['version']}", []).append(step["verdict"])
     for what, verdicts in passed.items():
-        lines.append(f"  {what:<20} {sum(v in {'pass', 'waived'} for v in verdicts)} of 7 steps passed")
+        lines.append(
+            f"  {what:<20} {sum(v in {'pass', 'waived'} for v in verdicts)} of 7 steps passed"
+        )
     for refused in summary["refused"]:
-        lines.append(f"  v{refused['version']} refused at {refused['step']!r}: {refused['reason'][:300]}")
+        lines.append(
+            f"  v{refused['version']} refused at {refused['step']!r}: {refused['reason'][:300]}"
+        )
     for renewal in summary["renewals"]:
         lines.append(
             f"  renewal: decay found {renewal['detected'][:10]}, v{renewal['version']}, {renewal['verdict']}. {str(renewal['why'])[:200]}"

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -38,7 +39,7 @@ class Supervisor:
         self._again: dict[str, float] = {}
         self._lock: int = -1
 
-    def __enter__(self) -> Supervisor:
+    def __enter__(self) -> Self:
         """Take the project's lock and start. Raises Conflict if it is up already, Unavailable if it does not start."""
         run = self._state.state / "run"
         run.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,14 @@ class Supervisor:
     def _start(self, name: str) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self._processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "keepwell.app.processes", name, str(self._state.folder), str(os.getpid())],
+            [
+                sys.executable,
+                "-m",
+                "keepwell.app.processes",
+                name,
+                str(self._state.folder),
+                str(os.getpid()),
+            ],
             stdin=subprocess.DEVNULL,
             env=environment,
         )
@@ -87,10 +95,14 @@ class Supervisor:
                         f"The {name} ended with status {process.returncode} while starting.",
                         todo="Its reason stands above.",
                     )
-                if (run / f"{name}.json").exists() and (name == "worker-process" or self._answers(name)):
+                if (run / f"{name}.json").exists() and (
+                    name == "worker-process" or self._answers(name)
+                ):
                     waiting.discard(name)
             if time.monotonic() > deadline:
-                raise Unavailable(f"Not ready within {START_SECONDS:.0f} s: {', '.join(sorted(waiting))}.")
+                raise Unavailable(
+                    f"Not ready within {START_SECONDS:.0f} s: {', '.join(sorted(waiting))}."
+                )
             time.sleep(0.05)
 
     def url(self, name: str) -> str:
@@ -132,7 +144,9 @@ class Supervisor:
             if now >= self._again[name]:
                 self._again[name] = 0.0
                 self._start(name)
-        if "replay" not in self._processes and self._state.store.count(Replay, {"state": "running"}):
+        if "replay" not in self._processes and self._state.store.count(
+            Replay, {"state": "running"}
+        ):
             self._start("replay")
 
     def stop(self) -> None:

@@ -58,8 +58,12 @@ class State:
 
     def _declare(self, store: SqlStore) -> None:
         known = {user.name: user for user in store.find(User)}
-        wanted = {name: User(name=name, roles=given.roles) for name, given in self.settings.users.items()}
-        key = SigningKey(keyid=self.signer.keyid, public=self.signer.public, created=self.clock.now())
+        wanted = {
+            name: User(name=name, roles=given.roles) for name, given in self.settings.users.items()
+        }
+        key = SigningKey(
+            keyid=self.signer.keyid, public=self.signer.public, created=self.clock.now()
+        )
         changed = {
             name: user
             for name, user in wanted.items()
@@ -76,7 +80,9 @@ class State:
                     transaction.add(user)
                 elif before.roles != user.roles:
                     transaction.replace(
-                        msgspec.structs.replace(before, roles=user.roles, revision=before.revision + 1)
+                        msgspec.structs.replace(
+                            before, roles=user.roles, revision=before.revision + 1
+                        )
                     )
 
     @cached_property

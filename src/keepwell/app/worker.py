@@ -65,7 +65,7 @@ def run_worker(state: State, *, drain: bool = False) -> None:
                 turn(state.context)
             except KeepwellError as error:
                 # A round that fails is said and tried again: the log and the store still hold everything.
-                logging.getLogger("keepwell").error("worker: %s", error)
+                logging.getLogger("keepwell").error("worker: %s", error)  # noqa: TRY400 - the sentence says it all
                 busy = False
                 stop.wait(1.0)
             else:

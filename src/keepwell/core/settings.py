@@ -100,7 +100,7 @@ class RenewalSettings(Values, frozen=True, kw_only=True):
     """``[renewal]``: what a new version is trained on when the loop asks for one."""
 
     history: str = ""
-    """Length of the training window that ends at the decision, such as ``"90d"``; empty: all since the champion's own."""
+    """Length of the training window that ends at the decision, ``"90d"``; empty: all since the champion's own."""
 
 
 class MonitorSettings(Values, frozen=True, kw_only=True):

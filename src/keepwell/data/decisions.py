@@ -109,3 +109,16 @@ def _decisions(
         .filter(inside)
         .sort(TIME, ID)
     )
+
+
+__all__ = [
+    "ID",
+    "LABEL",
+    "LABEL_TIME",
+    "OWN",
+    "SLICE",
+    "TIME",
+    "UNIT",
+    "decision_rows",
+    "load_sources",
+]

@@ -63,10 +63,8 @@ def build_training_set(
         content=content,
         model=model_name,
         snapshots=snapshots,
-        views={
-            view.name: view.code()
-            for view in (*project.views.values(), *project.on_demand.values())
-        },
+        views={view.name: view.code() for view in project.views.values()}
+        | {view.name: view.code() for view in project.on_demand.values()},
         as_of=as_of,
         since=since,
         until=until,

@@ -1,1 +1,1 @@
-"""From candidate to champion and back: releases, activations, approvals, renewal. Reads and writes rows; serves nothing."""
+"""From candidate to champion and back: releases, activations, approvals, renewal. Rows in, rows out."""

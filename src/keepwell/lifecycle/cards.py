@@ -53,8 +53,10 @@ def write_card(context: Context, version: ModelVersion) -> str:
             "",
             "## Training data",
             "",
-            f"{training.rows:,} decisions from {since} to {until}, as known at "
-            f"{iso(training.as_of)}; training set `{short(training.content)}`.",
+            (
+                f"{training.rows:,} decisions from {since} to {until}, as known at "
+                f"{iso(training.as_of)}; training set `{short(training.content)}`."
+            ),
         ]
     lines += ["", "## What the release found", ""]
     release = release_of(version, store=context.store)

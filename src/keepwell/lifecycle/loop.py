@@ -1,4 +1,4 @@
-"""The loop: decisions become training, training becomes a release, a release becomes an activation. Rows in, rows out."""
+"""The loop: decisions become training, training a release, a release an activation. Rows in, rows out."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -27,7 +28,8 @@ from keepwell.core.records.evidence import CheckResult
 from keepwell.core.records.lifecycle import Procedure
 from keepwell.core.records.models import ModelVersion, Package
 from keepwell.core.records.traffic import Endpoint
-from keepwell.data.decisions import LABEL_TIME, TIME
+from keepwell.data.decisions import LABEL_TIME
+from keepwell.data.features import TIME
 from keepwell.data.training_sets import read_training_set
 from keepwell.lifecycle.context import Context
 from keepwell.lifecycle.policies import read_policy
@@ -64,7 +66,9 @@ def model_risk_review(
     del procedure
     declared = context.project.model(version.model)
     artefact, package = read_parts(version, blobs=context.blobs)
-    told = [f"no {name} is declared" for name in ("owner", "purpose") if not getattr(declared, name)]
+    told = [
+        f"no {name} is declared" for name in ("owner", "purpose") if not getattr(declared, name)
+    ]
     scans = [
         pickle_scan(context.blobs.get(digest), own=package.own_modules)
         for name, digest in artefact.files.items()
@@ -75,13 +79,16 @@ def model_risk_review(
     early = int((waits <= 0).sum())
     return (
         _answer(
-            "risk declared", told, f"owner {declared.owner}, tier {declared.risk}, purpose stated", tier=declared.risk
+            "risk declared",
+            told,
+            f"owner {declared.owner}, tier {declared.risk}, purpose stated",
+            tier=declared.risk,
         ),
         *(scans or [_answer("no pickle", [], "the artefact contains no pickle")]),
         _answer(
             "labels come after decisions",
             [f"{early:,} labels were known before their decision"] if early else [],
-            f"{rows.height:,} labels, the earliest {int(waits.min() or 0) / 3.6e9:.1f} h after its decision",  # type: ignore[call-overload]
+            f"{rows.height:,} labels, the earliest {float(waits.to_numpy().min()) / 3.6e9:.1f} h after its decision",
             early=early,
         ),
         _telltale(context, version),
@@ -92,7 +99,11 @@ def _telltale(context: Context, version: ModelVersion) -> CheckResult:
     rows, table = read_validation(version, blobs=context.blobs)
     _, package = read_parts(version, blobs=context.blobs)
     if rows.task != "binary" or len(np.unique(rows.label)) < 2:
-        return CheckResult(check="no telltale feature", verdict="waived", message=f"for binary tasks, not {rows.task}")
+        return CheckResult(
+            check="no telltale feature",
+            verdict="waived",
+            message=f"for binary tasks, not {rows.task}",
+        )
     best, name = 0.0, ""
     for column in package.signature.inputs:
         if column.dtype == "string":
@@ -104,8 +115,15 @@ def _telltale(context: Context, version: ModelVersion) -> CheckResult:
         auc = roc_auc(rows.label[known], values[known])
         if max(auc, 1 - auc) > best:
             best, name = max(auc, 1 - auc), column.name
-    problems = [f"{name} alone ranks the labels with an AUC of {best:.3f}"] if best > TELLTALE_AUC else []
-    return _answer("no telltale feature", problems, f"the strongest single feature, {name}, has an AUC of {best:.3f}", auc=best)
+    problems = (
+        [f"{name} alone ranks the labels with an AUC of {best:.3f}"] if best > TELLTALE_AUC else []
+    )
+    return _answer(
+        "no telltale feature",
+        problems,
+        f"the strongest single feature, {name}, has an AUC of {best:.3f}",
+        auc=best,
+    )
 
 
 def candidate_release(
@@ -116,7 +134,11 @@ def candidate_release(
     artefact, package = read_parts(version, blobs=context.blobs)
     rows, _ = read_validation(version, blobs=context.blobs)
     answers = [
-        _answer("artefact intact", artefact_problems(version, blobs=context.blobs), f"{len(artefact.files)} files hashed again"),
+        _answer(
+            "artefact intact",
+            artefact_problems(version, blobs=context.blobs),
+            f"{len(artefact.files)} files hashed again",
+        ),
         manifest_complete(artefact, package),
         prediction_range(rows.prediction, task=rows.task),
         calibration(rows, limit=limits.calibration_error),
@@ -145,9 +167,7 @@ def _data_like_before(context: Context, version: ModelVersion) -> list[CheckResu
     for source, content in _training_set(context, version).snapshots.items():
         if source not in before or before[source] == content:
             continue
-        found, expected = (
-            _expectations(context, digest) for digest in (content, before[source])
-        )
+        found, expected = (_expectations(context, digest) for digest in (content, before[source]))
         for result in check_frame(found, expected):
             answers.append(msgspec.structs.replace(result, check=f"{source}: {result.check}"))
     return answers
@@ -174,7 +194,9 @@ def endpoint_identification(
         ),
         _answer(
             "code unchanged",
-            [] if context.project.code(version.model) == version.code else ["the project's code was changed after training: train again"],
+            []
+            if context.project.code(version.model) == version.code
+            else ["the project's code was changed after training: train again"],
             "the project's code is the code that was trained",
         ),
     ]
@@ -188,7 +210,9 @@ def endpoint_identification(
         answers.append(
             _answer(
                 "callers need not change",
-                [f"against {champion.label()} the columns {', '.join(changed)} differ"] if changed else [],
+                [f"against {champion.label()} the columns {', '.join(changed)} differ"]
+                if changed
+                else [],
                 f"same {len(new)} columns as {champion.label()}",
             )
         )
@@ -227,15 +251,17 @@ def parameter_testing(
     return (
         _reproduced(version, again, predictions, rows.prediction),
         msgspec.structs.replace(
-            prediction_range(np.array(answers, dtype=np.float64), task=package.signature.task, what="extreme rows"),
+            prediction_range(
+                np.array(answers, dtype=np.float64),
+                task=package.signature.task,
+                what="extreme rows",
+            ),
             check="extreme inputs",
         ),
     )
 
 
-def _reproduced(
-    version: ModelVersion, again: str, found: Any, recorded: Any
-) -> CheckResult:
+def _reproduced(version: ModelVersion, again: str, found: Any, recorded: Any) -> CheckResult:
     """Judge a training that was done again: the same bytes, or at least the same predictions."""
     if again == version.artefact:
         return CheckResult(
@@ -252,10 +278,22 @@ def _extreme_rows(package: Package) -> list[dict[str, Any]]:
 
     def value(column: Any, kind: str) -> Any:
         if column.dtype == "string":
-            return None if kind == "missing" else (column.categories[0] if kind == "low" and column.categories else "(never seen)")
+            return (
+                None
+                if kind == "missing"
+                else (
+                    column.categories[0] if kind == "low" and column.categories else "(never seen)"
+                )
+            )
         low, high = column.low or 0.0, column.high or 0.0
         span = max(high - low, 1.0)
-        return {"missing": None, "low": low, "high": high, "far below": low - 100 * span, "far above": high + 100 * span}[kind]
+        return {
+            "missing": None,
+            "low": low,
+            "high": high,
+            "far below": low - 100 * span,
+            "far above": high + 100 * span,
+        }[kind]
 
     kinds = ("missing", "low", "high", "far below", "far above")
     return [{c.name: value(c, kind) for c in package.signature.inputs} for kind in kinds]
@@ -269,7 +307,10 @@ def integration_testing(
     rows, table = read_validation(version, blobs=context.blobs)
     _, package = read_parts(version, blobs=context.blobs)
     sample = table.select(package.signature.names).head(SAMPLE_ROWS)
-    values = [[None if isinstance(v, float) and v != v else v for v in row] for row in sample.rows()]
+    values = [
+        [None if isinstance(v, float) and math.isnan(v) else v for v in row]
+        for row in sample.rows()
+    ]
     with context.stage.open(version, _endpoint(context, version)) as staged:
         answers = staged.predict(as_request_rows(values, package))
         waits = []
@@ -283,14 +324,25 @@ def integration_testing(
             "an unknown column": staged.raw(b'{"row": {"no such column": 1}}'),
         }
         alive = len(staged.predict(as_request_rows(values[:1], package))) == 1
-    wrong = [f"{what} got HTTP {status}" for what, (status, _) in refusals.items() if not 400 <= status < 500]
+    wrong = [
+        f"{what} got HTTP {status}"
+        for what, (status, _) in refusals.items()
+        if not 400 <= status < 500
+    ]
     wrong += [] if alive else ["it did not answer after the bad requests"]
     return (
         same_predictions(
-            np.array(answers), rows.prediction[: len(values)], tolerance=1e-5, what="answers over HTTP equal training's"
+            np.array(answers),
+            rows.prediction[: len(values)],
+            tolerance=1e-5,
+            what="answers over HTTP equal training's",
         ),
         at_most("latency p95", float(np.quantile(waits, 0.95)), limits.latency_ms, unit="ms"),
-        _answer("bad requests are refused", wrong, f"{len(refusals)} kinds of bad request refused with a reason"),
+        _answer(
+            "bad requests are refused",
+            wrong,
+            f"{len(refusals)} kinds of bad request refused with a reason",
+        ),
     )
 
 
@@ -304,7 +356,9 @@ def instantiation_validation(
         answers = staged.predict(golden)
         load_seconds, memory = staged.load_seconds, staged.memory_bytes / 1e6
     return (
-        same_predictions(np.array(answers), np.array(expected), tolerance=tolerance, what="golden rows"),
+        same_predictions(
+            np.array(answers), np.array(expected), tolerance=tolerance, what="golden rows"
+        ),
         at_most("load time", load_seconds, limits.load_seconds, unit="s"),
         at_most("memory", memory, limits.memory_mb, unit="MB"),
     )

@@ -13,7 +13,8 @@ from keepwell.checks.model.validation import ValidationRows
 from keepwell.core.errors import Corrupt
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.records.models import Artefact, ModelVersion, Package
-from keepwell.data.decisions import LABEL, SLICE, TIME
+from keepwell.data.decisions import LABEL, SLICE
+from keepwell.data.features import TIME
 from keepwell.training.artefacts import read_artefact, read_package
 from keepwell.training.train import BASELINE, PREDICTION
 
@@ -59,4 +60,6 @@ def read_golden(
         golden = msgspec.json.decode(blobs.get(artefact.files["golden.json"]))
         return as_request_rows(golden["rows"], package), golden["predictions"], golden["tolerance"]
     except (KeyError, msgspec.DecodeError) as error:
-        raise Corrupt(f"The artefact's golden rows cannot be read: {error}.", where=version.label()) from error
+        raise Corrupt(
+            f"The artefact's golden rows cannot be read: {error}.", where=version.label()
+        ) from error

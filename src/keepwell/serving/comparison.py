@@ -1,4 +1,4 @@
-"""The evidence of a rollout, gathered from the log: both versions' answers to the same decisions, and what came of them."""
+"""The evidence of a rollout, from the log: both versions' answers to the same decisions, and the outcomes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class Gathering:
     of the labels decide. Each decision counts once, however often it was sent.
     """
 
-    def __init__(self, rollout: Rollout, *, cursor: Mapping[str, int], label_delay: Time, gain: Gain) -> None:
+    def __init__(
+        self, rollout: Rollout, *, cursor: Mapping[str, int], label_delay: Time, gain: Gain
+    ) -> None:
         self._rollout = rollout
         self._cursor = dict(cursor)
         self._delay = label_delay
@@ -58,7 +60,9 @@ class Gathering:
                 self._first = min(self._first or prediction.time, prediction.time)
                 self._challenger.setdefault(prediction.id, float(prediction.output))
             else:
-                self._champion.setdefault(prediction.id, (prediction.time, float(prediction.output)))
+                self._champion.setdefault(
+                    prediction.id, (prediction.time, float(prediction.output))
+                )
         for outcome in batch.outcomes:
             if outcome.endpoint == rollout.endpoint:
                 self._outcomes.setdefault(outcome.id, outcome.value)

@@ -1,4 +1,4 @@
-"""Rollouts: starts them, lets their strategy look at the evidence, writes the next traffic plan and the signed verdict."""
+"""Rollouts: a strategy looks at the evidence; what it says becomes the next traffic plan and a signed verdict."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ async def serve(
 
 
 async def _refresh(desk: Desk, loader: Loader, shelf: Shelf) -> bool:
-    """Load the newest edition beside the loop, then flip; the old one answers meanwhile. False if it cannot be loaded."""
+    """Load the newest edition beside the loop, then flip; the old one answers meanwhile. False if it cannot."""
     loop = asyncio.get_running_loop()
     try:
         edition = shelf.read()

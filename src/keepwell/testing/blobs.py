@@ -25,7 +25,7 @@ class BlobsContract:
 
     def damage(self, blobs: Blobs, digest: str) -> None:
         """Change one byte behind the storage's back."""
-        message = "Say in your subclass how a byte is changed."
+        message = f"Say in your subclass how a byte of {digest} in {blobs} is changed."
         raise TypeError(message)
 
     @pytest.mark.parametrize("content", [b"", b"a", b"\0\xff" * 100_000])

@@ -117,9 +117,17 @@ class StoreContract:
         with store.transaction(actor="ana") as transaction:
             for number in (3, 1, 2, 10):
                 transaction.add(a_version(number, run="r" if number < 3 else ""))
-        numbers = lambda **words: [v.version for v in store.find(ModelVersion, **words)]  # noqa: E731
+
+        def numbers(
+            where: dict[str, object] | None = None,
+            order: tuple[str, ...] = (),
+            limit: int | None = None,
+        ) -> list[int]:
+            found = store.find(ModelVersion, where, order=order, limit=limit)
+            return [version.version for version in found]
+
         assert numbers() == [1, 2, 3, 10], "without an order, the key's"
-        assert numbers(order=["-version"], limit=2) == [10, 3]
+        assert numbers(order=("-version",), limit=2) == [10, 3]
         assert numbers(where={"run": "r"}) == [1, 2]
         assert numbers(where={"version": [1, 10, 99]}) == [1, 10]
         assert numbers(where={"version": []}) == []
@@ -127,7 +135,7 @@ class StoreContract:
         assert numbers(where={"version >=": 3, "version <": 10}) == [3]
         assert numbers(where={"run !=": "r"}) == [3, 10]
         assert numbers(where={"renews": None}) == [1, 2, 3, 10]
-        assert numbers(order=["-run", "-version"]) == [2, 1, 10, 3]
+        assert numbers(order=("-run", "-version")) == [2, 1, 10, 3]
         assert store.count(ModelVersion, {"version >": 1}) == 3
 
     def test_a_field_that_is_no_column_is_refused(self, store: Store) -> None:

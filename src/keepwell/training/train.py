@@ -18,7 +18,7 @@ import polars as pl
 from keepwell.checks.model.validation import loss_rows
 from keepwell.core.clock import Time
 from keepwell.core.digest import Digest, canonical
-from keepwell.core.errors import InvalidInput, KeepwellError, users_line
+from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, near_miss, users_line
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.store import Store
 from keepwell.core.ports.tracking import Tracker
@@ -26,7 +26,8 @@ from keepwell.core.project import Candidate, ModelDeclaration, Project
 from keepwell.core.records.data import TrainingSet
 from keepwell.core.records.models import Model, ModelVersion, Package, Signature
 from keepwell.core.records.tracking import Metric, RunBatch
-from keepwell.data.decisions import ID, LABEL, SLICE, TIME, UNIT
+from keepwell.data.decisions import ID, LABEL, SLICE, UNIT
+from keepwell.data.features import TIME
 from keepwell.data.frames import describe_columns
 from keepwell.data.training_sets import read_training_set
 from keepwell.training.artefacts import pack_folder
@@ -70,6 +71,17 @@ def matrix_of(inputs: pl.DataFrame, signature: Signature) -> npt.NDArray[Any]:
     if signature.numeric:
         return inputs.to_numpy().astype(np.float64, copy=False)
     return np.array(inputs.rows(), dtype=object)
+
+
+def candidate_of(model: ModelDeclaration, name: str) -> Candidate:
+    """Give a candidate of a model. Raises NotFound."""
+    if name not in model.candidates:
+        raise NotFound(
+            f"There is no candidate {name!r}.",
+            where=f"model {model.name!r}",
+            todo=near_miss(name, model.candidates),
+        )
+    return model.candidates[name]
 
 
 def fit_candidate(
@@ -342,10 +354,10 @@ def train_candidate(
 ) -> ModelVersion:
     """Train, package, track and register one candidate as the next version of its model.
 
-    Raises InvalidInput for what the project's functions do wrong, NotFound for an unknown model.
+    Raises InvalidInput for what the project's functions do wrong, NotFound for an unknown model or candidate.
     """
     model = project.model(model_name)
-    candidate = model.candidates[candidate_name]
+    candidate = candidate_of(model, candidate_name)
     run = tracker.start_run(
         tracker.experiment(model_name, now=now).id,
         name=f"{candidate_name}-{training_set.content[7:15]}",
@@ -443,7 +455,7 @@ def reproduce(
         artefact, _, _ = package_candidate(
             project,
             model,
-            model.candidates[version.candidate],
+            candidate_of(model, version.candidate),
             training_set,
             seed=package.seed,
             blobs=blobs,
@@ -457,6 +469,7 @@ def reproduce(
 __all__ = [
     "BASELINE",
     "PREDICTION",
+    "candidate_of",
     "fit_candidate",
     "frame_of",
     "package_candidate",

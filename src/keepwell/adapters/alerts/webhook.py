@@ -43,7 +43,7 @@ class Webhook:
 
     def send(self, alert: Alert) -> str:
         """See ``keepwell.core.ports.alerts.Channel``."""
-        request = urllib.request.Request(
+        request = urllib.request.Request(  # noqa: S310 - http(s) only, checked above
             self._url,
             data=msgspec.json.encode(alert),
             headers={"content-type": "application/json", "user-agent": "keepwell"},

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class DbosEngine:
     work that another version began is listed and refused, never half-resumed.
     """
 
-    def __init__(self, *, store: Store, state: Path, version: str, clock: Clock, threads: int = 2) -> None:
+    def __init__(
+        self, *, store: Store, state: Path, version: str, clock: Clock, threads: int = 2
+    ) -> None:
         self._store = store
         self._state = state
         self._version = version
@@ -68,7 +71,9 @@ class DbosEngine:
             )
         )
 
-        def run(work_id: str) -> str:  # DBOS marks the function that it is given; a bound method cannot be marked
+        def run(
+            work_id: str,
+        ) -> str:  # DBOS marks the function that it is given; a bound method cannot be marked
             return self._run(work_id)
 
         self._workflow = DBOS.workflow(name="keepwell.work")(run)
@@ -116,12 +121,18 @@ class DbosEngine:
                 held = transaction.get(Lease, LEASE)
                 expires = now + LEASE_SECONDS * SECOND
                 if held is None:
-                    transaction.add(Lease(name=LEASE, holder=self._holder, token=1, expires=expires))
+                    transaction.add(
+                        Lease(name=LEASE, holder=self._holder, token=1, expires=expires)
+                    )
                 elif held.holder == self._holder or held.expires < now or _is_dead(held.holder):
                     token = held.token + (held.holder != self._holder)
                     transaction.replace(
                         msgspec.structs.replace(
-                            held, holder=self._holder, token=token, expires=expires, revision=held.revision + 1
+                            held,
+                            holder=self._holder,
+                            token=token,
+                            expires=expires,
+                            revision=held.revision + 1,
                         )
                     )
                 else:
@@ -172,9 +183,16 @@ class DbosEngine:
                 error=result[1:] if failed else "",
                 ended=self._clock.now(),
             )
-        except Exception as error:  # the outermost door: whatever DBOS raises is written down, the worker lives on
+        except (
+            Exception
+        ) as error:  # the outermost door: whatever DBOS raises is written down, the worker lives on
             if not self._stop.is_set():
-                self._mark(work_id, state="failed", error=f"{type(error).__name__}: {error}", ended=self._clock.now())
+                self._mark(
+                    work_id,
+                    state="failed",
+                    error=f"{type(error).__name__}: {error}",
+                    ended=self._clock.now(),
+                )
         finally:
             self._running.discard(work_id)
 
@@ -185,9 +203,7 @@ class DbosEngine:
             return f"!There is no work {work_id!r}."
         for step in self._procedures[work.kind].steps:
             # DBOS keeps each step's answer, so after a crash finished steps are not run again.
-            answer: str = DBOS.run_step(
-                {"name": step.name}, lambda step=step: self._step(work_id, step)
-            )
+            answer: str = DBOS.run_step({"name": step.name}, partial(self._step, work_id, step))
             if answer != "go on":
                 return "" if answer == "end" else answer
         return ""

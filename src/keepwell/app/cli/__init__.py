@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls one function, prints; ``--json`` for machines, exit codes that mean something."""
+"""The command line: each command parses, calls one function and prints, for people or with ``--json``."""
 
 from keepwell.app.cli.main import main
 

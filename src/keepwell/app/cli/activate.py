@@ -14,11 +14,18 @@ def run(given: argparse.Namespace) -> int:
     """Start the activation, and show it once it waits or has ended."""
     state = project_state(given)
     version = version_named(state, given.version)
-    activation = start_activation(state.context, version, actor=actor(given), strategy=given.strategy)
+    activation = start_activation(
+        state.context, version, actor=actor(given), strategy=given.strategy
+    )
 
     def look() -> tuple[bool, str]:
         current = state.store.get(Activation, activation.id) or activation
-        return current.state != "running", f"activation {version.label()}: {current.step or 'queued'}"
+        return (
+            current.state != "running",
+            f"activation {version.label()}: {current.step or 'queued'}",
+        )
 
     wait_for(state, look, quiet=given.json)
-    return show_procedure(state, state.store.get(Activation, activation.id) or activation, as_json=given.json)
+    return show_procedure(
+        state, state.store.get(Activation, activation.id) or activation, as_json=given.json
+    )

@@ -32,7 +32,9 @@ def run(given: argparse.Namespace) -> int:
         return 0
     what = "renewals of" if given.renewals else ""
     sys.stdout.write(
-        f"{approval.by} approved {what} {version.label()} until {iso(approval.expires)}\n".replace("  ", " ")
+        f"{approval.by} approved {what} {version.label()} until {iso(approval.expires)}\n".replace(
+            "  ", " "
+        )
         + f"  artefact {short(approval.bound.artefact)}  data {short(approval.bound.training_set)}"
         f"  code {short(approval.bound.code)}  policy {short(approval.bound.policy)}\n"
     )

@@ -20,12 +20,17 @@ def run(given: argparse.Namespace) -> int:
             print_json({"entries": count, "problems": problems})
         else:
             sys.stdout.write("".join(f"{problem}\n" for problem in problems))
-            sys.stdout.write(f"{count} entries checked: " + (f"{len(problems)} problems\n" if problems else "unbroken\n"))
+            sys.stdout.write(
+                f"{count} entries checked: "
+                + (f"{len(problems)} problems\n" if problems else "unbroken\n")
+            )
         return int(bool(problems))
     entries = list(state.store.audit())[-given.last :]
     if given.json:
         print_json(entries)
     else:
-        rows = [(e.seq, iso(e.time)[:19], e.actor, e.action, e.subject, e.reason[:60]) for e in entries]
+        rows = [
+            (e.seq, iso(e.time)[:19], e.actor, e.action, e.subject, e.reason[:60]) for e in entries
+        ]
         sys.stdout.write(table(rows, ("seq", "time", "who", "what", "record", "reason")) + "\n")
     return 0

@@ -33,15 +33,25 @@ def actor(given: argparse.Namespace) -> str:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON with sorted keys."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2).decode() + "\n")
+    sys.stdout.write(
+        msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2).decode() + "\n"
+    )
 
 
 def table(rows: Sequence[Sequence[object]], heads: Sequence[str]) -> str:
     """Lay out rows under heads, columns as wide as they need."""
     texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(head), *(len(row[i]) for row in texts)) if texts else len(head) for i, head in enumerate(heads)]
-    lines = ["  ".join(head.ljust(width) for head, width in zip(heads, widths, strict=True)).rstrip()]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts]
+    widths = [
+        max(len(head), *(len(row[i]) for row in texts)) if texts else len(head)
+        for i, head in enumerate(heads)
+    ]
+    lines = [
+        "  ".join(head.ljust(width) for head, width in zip(heads, widths, strict=True)).rstrip()
+    ]
+    lines += [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in texts
+    ]
     return "\n".join(lines)
 
 
@@ -49,11 +59,16 @@ def version_named(state: State, text: str) -> ModelVersion:
     """Give the version that ``MODEL/NUMBER`` names. Raises InvalidInput, NotFound with what there is."""
     model, _, number = text.rpartition("/")
     if not model or not number.isdigit():
-        raise InvalidInput(f"{text!r} names no version.", todo="Write MODEL/NUMBER, for example flight-delay/1.")
+        raise InvalidInput(
+            f"{text!r} names no version.", todo="Write MODEL/NUMBER, for example flight-delay/1."
+        )
     version = state.store.get(ModelVersion, model, int(number))
     if version is None:
         labels = [v.label() for v in state.store.find(ModelVersion)]
-        raise NotFound(f"There is no version {text}.", todo=near_miss(text, labels) or "Run 'keepwell train' first.")
+        raise NotFound(
+            f"There is no version {text}.",
+            todo=near_miss(text, labels) or "Run 'keepwell train' first.",
+        )
     return version
 
 
@@ -63,7 +78,14 @@ def ensure_worker(state: State) -> subprocess.Popen[bytes] | None:
     if lease is not None and lease.expires > SystemClock().now() and _alive(lease.holder):
         return None
     return subprocess.Popen(
-        [sys.executable, "-m", "keepwell.app.processes", "drain", str(state.folder), str(os.getpid())],
+        [
+            sys.executable,
+            "-m",
+            "keepwell.app.processes",
+            "drain",
+            str(state.folder),
+            str(os.getpid()),
+        ],
         stdin=subprocess.DEVNULL,
     )
 
@@ -95,11 +117,16 @@ def wait_for(
         if over:
             break
         if worker is not None and worker.poll() not in {None, 0}:
-            raise Unavailable(f"The worker ended with status {worker.returncode}.", todo="Its reason stands above.")
+            raise Unavailable(
+                f"The worker ended with status {worker.returncode}.",
+                todo="Its reason stands above.",
+            )
         if worker is not None and worker.poll() == 0:
             worker = ensure_worker(state)
         if time.monotonic() > deadline:
-            raise Unavailable("It did not end in time; it goes on in the background with 'keepwell up'.")
+            raise Unavailable(
+                "It did not end in time; it goes on in the background with 'keepwell up'."
+            )
         time.sleep(0.1)
     if worker is not None:
         worker.wait()

@@ -24,7 +24,12 @@ def run(given: argparse.Namespace) -> int:
     """Tell the story, print and write the summary, and stay up unless told to exit."""
     folder = find_project(given.folder)
     if given.state is not None:
-        shutil.copytree(folder, given.state, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".keepwell", "__pycache__"))
+        shutil.copytree(
+            folder,
+            given.state,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns(".keepwell", "__pycache__"),
+        )
         folder = find_project(given.state)
     state = open_state(folder)
     if given.fresh:
@@ -38,7 +43,9 @@ def run(given: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         for channel in state.settings.alerts:
             if urlsplit(channel.url).hostname in LOOPBACK:
-                stack.enter_context(Receiver(channel.url, path=state.state / "run" / "alerts.jsonl"))
+                stack.enter_context(
+                    Receiver(channel.url, path=state.state / "run" / "alerts.jsonl")
+                )
         supervisor = stack.enter_context(Supervisor(state, say=say))
         say(f"dashboard  {supervisor.url('server')}\ngateway    {supervisor.url('gateway')}")
         summary = Demo(state, supervisor, say=say, until=given.until).run()
@@ -67,5 +74,3 @@ def _forget(state: State, *, sure: bool) -> None:
     aside = state.state.with_name(f".keepwell-{state.clock.now()}")
     state.state.rename(aside)
     sys.stderr.write(f"The earlier run was moved to {aside}.\n")
-
-

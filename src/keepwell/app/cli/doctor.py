@@ -29,8 +29,17 @@ def run(given: argparse.Namespace) -> int:
             problem = str(error)
         findings.append({"name": name, "state": "bad" if problem else "good", "detail": problem})
 
-    examine("python", lambda: "" if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed.")
-    examine("onnxruntime", lambda: "" if find_spec("onnxruntime") else "Tree models will run natively, slower: install 'keepwell[sklearn]'.")
+    examine(
+        "python", lambda: "" if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed."
+    )
+    examine(
+        "onnxruntime",
+        lambda: (
+            ""
+            if find_spec("onnxruntime")
+            else "Tree models will run natively, slower: install 'keepwell[sklearn]'."
+        ),
+    )
     states: list[State] = []
 
     def project() -> str:
@@ -40,25 +49,39 @@ def run(given: argparse.Namespace) -> int:
     examine("project", project)
     if states:
         state = states[0]
-        examine("store", lambda: "" if state.store.version() >= 0 else "")
+        examine(
+            "store", lambda: "" if state.store.version() >= 0 else "It has no counter of changes."
+        )
         examine("disk", lambda: _disk(state))
-        for name, port in (("server", state.settings.server.port), ("gateway", state.settings.server.gateway_port)):
+        for name, port in (
+            ("server", state.settings.server.port),
+            ("gateway", state.settings.server.gateway_port),
+        ):
             examine(f"{name} port {port}", lambda port=port, name=name: _port(state, name, port))  # type: ignore[misc]
         examine("audit trail", lambda: "; ".join(audit_problems(state.store)))
         examine("evidence", lambda: "; ".join(evidence_problems(state)))
-        examine("work", lambda: "; ".join(f"{w.id}: {w.error}" for w in state.store.find(Work, {"state": "failed"})))
+        examine(
+            "work",
+            lambda: "; ".join(
+                f"{w.id}: {w.error}" for w in state.store.find(Work, {"state": "failed"})
+            ),
+        )
     bad = any(finding["state"] == "bad" for finding in findings)
     if given.json:
         print_json(findings)
     else:
         for finding in findings:
-            sys.stdout.write(f"{'ok  ' if finding['state'] == 'good' else 'BAD '} {finding['name']}  {finding['detail']}\n")
+            sys.stdout.write(
+                f"{'ok  ' if finding['state'] == 'good' else 'BAD '} {finding['name']}  {finding['detail']}\n"
+            )
     return int(bad)
 
 
 def _disk(state: State) -> str:
     free = shutil.disk_usage(state.folder).free
-    return "" if free > 1e9 else f"Only {free / 1e6:,.0f} MB are free; the prediction log needs room."
+    return (
+        "" if free > 1e9 else f"Only {free / 1e6:,.0f} MB are free; the prediction log needs room."
+    )
 
 
 def _port(state: State, name: str, port: int) -> str:

@@ -30,9 +30,15 @@ def run(given: argparse.Namespace) -> int:
         return int(bool(problems))
     if given.verb == "show":
         wanted = given.digest.removeprefix("sha256:")
-        found = [row for row in rows if wanted and row.envelope.removeprefix("sha256:").startswith(wanted)]
+        found = [
+            row
+            for row in rows
+            if wanted and row.envelope.removeprefix("sha256:").startswith(wanted)
+        ]
         if not found:
-            raise NotFound(f"There is no evidence {given.digest!r}.", todo="'keepwell evidence list' lists it.")
+            raise NotFound(
+                f"There is no evidence {given.digest!r}.", todo="'keepwell evidence list' lists it."
+            )
         statement = read_evidence(found[0], blobs=state.blobs, verifier=state.verifier)
         print_json({"evidence": found[0], "statement": statement})
         return 0
@@ -40,5 +46,7 @@ def run(given: argparse.Namespace) -> int:
         print_json(rows)
     else:
         cells = [(short(r.envelope), r.subject, r.step, r.verdict, r.procedure) for r in rows]
-        sys.stdout.write(table(cells, ("envelope", "subject", "step", "verdict", "procedure")) + "\n")
+        sys.stdout.write(
+            table(cells, ("envelope", "subject", "step", "verdict", "procedure")) + "\n"
+        )
     return 0

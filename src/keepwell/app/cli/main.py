@@ -1,4 +1,4 @@
-"""The parser of ``keepwell`` and its one way out: errors in a sentence on standard error, with the exit status they mean."""
+"""The parser of ``keepwell`` and its one way out: an error is a sentence and an exit status."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON for machines")
         if name != "init":
             command.add_argument(
-                "--project", type=Path, default=Path(), metavar="FOLDER", help="the project's folder (default: here or above)"
+                "--project",
+                type=Path,
+                default=Path(),
+                metavar="FOLDER",
+                help="the project's folder (default: here or above)",
             )
         _ARGUMENTS[name](command)
     return parser
@@ -92,26 +96,62 @@ def _init(parser: argparse.ArgumentParser) -> None:
 
 
 def _up(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--for", dest="seconds", type=float, default=None, metavar="SECONDS", help="stop after that long")
+    parser.add_argument(
+        "--for",
+        dest="seconds",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="stop after that long",
+    )
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, nargs="?", default=Path(), help="a project with a [demo] table")
-    parser.add_argument("--exit", action="store_true", help="end when the story is told, instead of staying up")
-    parser.add_argument("--summary", type=Path, default=None, metavar="FILE", help="write the summary there as JSON")
-    parser.add_argument("--state", type=Path, default=None, metavar="FOLDER", help="copy the project there and run the copy")
-    parser.add_argument("--fresh", action="store_true", help="forget an earlier run (asks first, unless --yes)")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path(), help="a project with a [demo] table"
+    )
+    parser.add_argument(
+        "--exit", action="store_true", help="end when the story is told, instead of staying up"
+    )
+    parser.add_argument(
+        "--summary", type=Path, default=None, metavar="FILE", help="write the summary there as JSON"
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="copy the project there and run the copy",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget an earlier run (asks first, unless --yes)"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--until", default=None, metavar="DATE", help="end the replay at this day instead")
+    parser.add_argument(
+        "--until", default=None, metavar="DATE", help="end the replay at this day instead"
+    )
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="", help="the model (default: the only one)")
-    parser.add_argument("--candidate", action="append", default=[], help="train this candidate (default: all)")
-    parser.add_argument("--since", default=None, metavar="DATE", help="first decision (default: the first there is)")
-    parser.add_argument("--until", default=None, metavar="DATE", help="end of the decisions, and how they were known then (default: now)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    parser.add_argument("--release", action="store_true", help="go on to the release of what was trained")
+    parser.add_argument(
+        "--candidate", action="append", default=[], help="train this candidate (default: all)"
+    )
+    parser.add_argument(
+        "--since", default=None, metavar="DATE", help="first decision (default: the first there is)"
+    )
+    parser.add_argument(
+        "--until",
+        default=None,
+        metavar="DATE",
+        help="end of the decisions, and how they were known then (default: now)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of everything random (default: 0)"
+    )
+    parser.add_argument(
+        "--release", action="store_true", help="go on to the release of what was trained"
+    )
     _who(parser)
 
 
@@ -127,13 +167,21 @@ def _release(parser: argparse.ArgumentParser) -> None:
 def _approve(parser: argparse.ArgumentParser) -> None:
     _version(parser)
     parser.add_argument("--reason", required=True, help="why it is right, in a sentence")
-    parser.add_argument("--renewals", action="store_true", help="consent ahead to renewals by newer data under the same code")
+    parser.add_argument(
+        "--renewals",
+        action="store_true",
+        help="consent ahead to renewals by newer data under the same code",
+    )
     _who(parser)
 
 
 def _activate(parser: argparse.ArgumentParser) -> None:
     _version(parser)
-    parser.add_argument("--strategy", default="", help="basic, canary or champion-challenger (default: as the project says)")
+    parser.add_argument(
+        "--strategy",
+        default="",
+        help="basic, canary or champion-challenger (default: as the project says)",
+    )
     _who(parser)
 
 
@@ -154,7 +202,12 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 def _evidence(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("verb", choices=["list", "show", "verify"])
-    parser.add_argument("digest", nargs="?", default="", help="with show: the envelope's digest, or its first digits")
+    parser.add_argument(
+        "digest",
+        nargs="?",
+        default="",
+        help="with show: the envelope's digest, or its first digits",
+    )
 
 
 def _audit(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = module.run(given)
     except KeepwellError as error:
         if given.json:
-            said = {"code": error.code, "what": error.what, "where": error.where, "todo": error.todo}
+            said = {
+                "code": error.code,
+                "what": error.what,
+                "where": error.where,
+                "todo": error.todo,
+            }
             sys.stdout.write(json.dumps({"error": said}) + "\n")
         sys.stderr.write(f"keepwell {given.command}: {error}\n")
         return error.exit_status

@@ -18,7 +18,12 @@ def run(given: argparse.Namespace) -> int:
 
     def look() -> tuple[bool, str]:
         current = state.store.get(Release, release.id) or release
-        return current.state in {"passed", "failed"}, f"release {version.label()}: {current.step or 'queued'}"
+        return current.state in {
+            "passed",
+            "failed",
+        }, f"release {version.label()}: {current.step or 'queued'}"
 
     wait_for(state, look, quiet=given.json)
-    return show_procedure(state, state.store.get(Release, release.id) or release, as_json=given.json)
+    return show_procedure(
+        state, state.store.get(Release, release.id) or release, as_json=given.json
+    )

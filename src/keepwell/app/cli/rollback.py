@@ -18,7 +18,9 @@ def run(given: argparse.Namespace) -> int:
     require(who, "rollback", store=state.store)
     now = latest_plan(given.endpoint, store=state.store)
     if now is not None and not given.yes and not given.json:
-        sys.stderr.write(f"{given.endpoint} is answered by {describe_plan(now)}.\nGive it back to the version before? [y/N] ")
+        sys.stderr.write(
+            f"{given.endpoint} is answered by {describe_plan(now)}.\nGive it back to the version before? [y/N] "
+        )
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
             raise Refused("Nothing was changed.")
@@ -26,5 +28,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print_json(plan)
     else:
-        sys.stdout.write(f"{given.endpoint} is answered by {describe_plan(plan)} (plan {plan.revision})\n")
+        sys.stdout.write(
+            f"{given.endpoint} is answered by {describe_plan(plan)} (plan {plan.revision})\n"
+        )
     return 0

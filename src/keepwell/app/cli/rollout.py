@@ -24,8 +24,13 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print_json({"rollouts": rollouts, "plans": plans})
         return 0
-    rows = [(r.id, r.strategy, f"v{r.champion} -> v{r.challenger}", r.state, r.reason[:90]) for r in rollouts]
+    rows = [
+        (r.id, r.strategy, f"v{r.champion} -> v{r.challenger}", r.state, r.reason[:90])
+        for r in rollouts
+    ]
     sys.stdout.write(table(rows, ("rollout", "strategy", "versions", "state", "reason")) + "\n\n")
-    rows = [(p.endpoint, str(p.revision), iso(p.created), describe_plan(p), p.by) for p in plans]
-    sys.stdout.write(table(rows, ("endpoint", "plan", "since", "who answers", "by")) + "\n")
+    plan_rows = [
+        (p.endpoint, str(p.revision), iso(p.created), describe_plan(p), p.by) for p in plans
+    ]
+    sys.stdout.write(table(plan_rows, ("endpoint", "plan", "since", "who answers", "by")) + "\n")
     return 0

@@ -26,7 +26,14 @@ def run(given: argparse.Namespace) -> int:
     work = store.find(Work, {"state": ["queued", "running", "failed"]})
     if given.json:
         print_json(
-            {"versions": versions, "endpoints": endpoints, "health": healths, "plans": plans, "waiting": waiting, "work": work}
+            {
+                "versions": versions,
+                "endpoints": endpoints,
+                "health": healths,
+                "plans": plans,
+                "waiting": waiting,
+                "work": work,
+            }
         )
         return 0
     if not versions:
@@ -43,8 +50,11 @@ def run(given: argparse.Namespace) -> int:
         )
     for activation in waiting:
         sys.stdout.write(
-            f"\nactivation {activation.model}/{activation.version} waits at {activation.step!r} for {activation.waits_for}\n"
+            f"\nactivation {activation.model}/{activation.version} waits at {activation.step!r}"
+            f" for {activation.waits_for}\n"
         )
     for item in work:
-        sys.stdout.write(f"\nwork {item.kind} {item.subject}: {item.state} {item.progress} {item.error}\n")
+        sys.stdout.write(
+            f"\nwork {item.kind} {item.subject}: {item.state} {item.progress} {item.error}\n"
+        )
     return 0

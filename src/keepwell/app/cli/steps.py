@@ -23,7 +23,9 @@ def show_procedure(state: State, procedure: Procedure, *, as_json: bool) -> int:
     label = f"{procedure.model}/{procedure.version}"
     sys.stdout.write(f"{noun} of {label}: {procedure.state}\n")
     for step in steps:
-        sys.stdout.write(f"{_MARKS[step.verdict]} {step.number} {step.step}  [{short(step.evidence)}]\n")
+        sys.stdout.write(
+            f"{_MARKS[step.verdict]} {step.number} {step.step}  [{short(step.evidence)}]\n"
+        )
         for result in step.results:
             sys.stdout.write(f"       {_MARKS[result.verdict]} {result.check}: {result.message}\n")
     if procedure.state == "waiting":
@@ -31,7 +33,9 @@ def show_procedure(state: State, procedure: Procedure, *, as_json: bool) -> int:
         if "approval" in procedure.waits_for:
             sys.stdout.write(f"next: keepwell approve {label} --as NAME --reason '...'\n")
     elif procedure.state == "passed" and noun == "release":
-        sys.stdout.write(f"next: keepwell approve {label} --as NAME --reason '...', then keepwell activate {label}\n")
+        sys.stdout.write(
+            f"next: keepwell approve {label} --as NAME --reason '...', then keepwell activate {label}\n"
+        )
     elif failed:
         sys.stdout.write(f"failed at {procedure.step!r}: {procedure.reason}\n")
     return int(failed)

@@ -50,7 +50,9 @@ def run(given: argparse.Namespace) -> int:
         releases = [
             release
             for version in (versions_of(work, store=state.store) if over and given.release else [])
-            for release in state.store.find(Release, {"model": version.model, "version": version.version})
+            for release in state.store.find(
+                Release, {"model": version.model, "version": version.version}
+            )
         ]
         running = [r for r in releases if r.state == "running"]
         progress = f"train: {current.progress or current.state}"
@@ -68,5 +70,3 @@ def run(given: argparse.Namespace) -> int:
     if not given.release:
         sys.stdout.write(f"\nnext: keepwell release {versions[-1].label()}\n")
     return 0
-
-

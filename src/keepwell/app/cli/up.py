@@ -31,7 +31,9 @@ def run(given: argparse.Namespace) -> int:
         sys.stdout.flush()
         end = None if given.seconds is None else time.monotonic() + given.seconds
         try:
-            run_until_told(supervisor, until=None if end is None else lambda: time.monotonic() > end)
+            run_until_told(
+                supervisor, until=None if end is None else lambda: time.monotonic() > end
+            )
         except KeyboardInterrupt:
             say("stopping")
     return 0

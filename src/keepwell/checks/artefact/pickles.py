@@ -25,6 +25,10 @@ FORBIDDEN = frozenset(
     {"numpy.testing", "numpy.distutils", "numpy.f2py", "scipy.io", "sklearn.datasets"}
 )
 
+_NEUTRAL = frozenset({"PROTO", "FRAME"})
+_UNKNOWN = "?"
+"""Stands for a name that the opcodes alone do not tell; no package has it, so it is refused."""
+
 
 def allowed_global(module: str, name: str, *, own: tuple[str, ...] = ()) -> bool:
     """Tell whether a model may name this global: a class of a known package, or the project's own."""
@@ -41,22 +45,31 @@ def allowed_global(module: str, name: str, *, own: tuple[str, ...] = ()) -> bool
 def globals_of(content: bytes) -> list[tuple[str, str]]:
     """List the globals that a pickle names. Raises ValueError if it cannot be read as one."""
     found: list[tuple[str, str]] = []
-    strings: list[str] = []
+    memo: dict[int, str | None] = {}
+    # The texts on top of the stack, as far as they are certain: anything but a text forgets them.
+    top: list[str | None] = []
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "GLOBAL":
-            module, _, name = str(argument).partition(" ")
-            found.append((module, name))
-        elif opcode.name in {"INST"}:
-            module, _, name = str(argument).partition(" ")
-            found.append((module, name))
-        elif opcode.name == "STACK_GLOBAL":
-            # Without running it, the two strings pushed last are the names; memo reads may hide them,
-            # so anything unclear counts as unknown and is refused.
-            found.append((strings[-2], strings[-1]) if len(strings) > 1 else ("?", "?"))
-        elif "UNICODE" in opcode.name or opcode.name == "STRING":
-            strings.append(str(argument))
-        elif opcode.name in {"BINGET", "LONG_BINGET", "GET"}:
-            strings.append(f"memo:{argument}")
+        name = opcode.name
+        if name in _NEUTRAL:
+            continue
+        if name == "MEMOIZE":
+            memo[len(memo)] = top[-1] if top else None
+        elif name in {"PUT", "BINPUT", "LONG_BINPUT"}:
+            memo[int(str(argument))] = top[-1] if top else None
+        elif name in {"GET", "BINGET", "LONG_BINGET"}:
+            top.append(memo.get(int(str(argument))))
+        elif "UNICODE" in name:
+            top.append(str(argument))
+        else:
+            if name in {"GLOBAL", "INST"}:
+                module, _, attribute = str(argument).partition(" ")
+                found.append((module, attribute))
+            elif name == "STACK_GLOBAL":
+                named = [text or _UNKNOWN for text in top[-2:]]
+                found.append((named[0], named[1]) if len(named) > 1 else (_UNKNOWN, _UNKNOWN))
+            elif name in {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}:
+                found.append((_UNKNOWN, name))
+            top = []
     return found
 
 
@@ -73,13 +86,7 @@ def pickle_scan(content: bytes, *, own: tuple[str, ...] = ()) -> CheckResult:
             check="pickle scan", verdict="fail", message=f"it cannot be read as a pickle: {error}"
         )
     bad = sorted(
-        {
-            f"{module}.{name}"
-            for module, name in names
-            if not module.startswith("memo:")
-            and not name.startswith("memo:")
-            and not allowed_global(module, name, own=own)
-        }
+        {f"{module}.{name}" for module, name in names if not allowed_global(module, name, own=own)}
     )
     return CheckResult(
         check="pickle scan",

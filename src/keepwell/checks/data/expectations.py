@@ -51,7 +51,7 @@ def infer_expectations(
 
 def _numbers(series: pl.Series) -> np.ndarray:
     values = series.cast(pl.Float64).drop_nulls().to_numpy()
-    return values[np.isfinite(values)]
+    return np.asarray(values[np.isfinite(values)])
 
 
 def _null_share(series: pl.Series) -> float:

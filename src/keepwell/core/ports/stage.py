@@ -28,7 +28,7 @@ class Staged(Protocol):
         ...
 
     def predict(self, rows: Sequence[Row]) -> list[Any]:
-        """Send rows to the staged endpoint in one request and give the predictions. Raises Unavailable, InvalidInput."""
+        """Send rows in one request and give the predictions. Raises Unavailable, InvalidInput."""
         ...
 
     def raw(self, body: bytes) -> tuple[int, bytes]:
@@ -40,7 +40,7 @@ class Stage(Protocol):
     """Makes staged versions."""
 
     def open(self, version: ModelVersion, endpoint: Endpoint) -> AbstractContextManager[Staged]:
-        """Start the version from its blobs in a fresh process and end it with the block. Raises Unavailable, Corrupt."""
+        """Start the version in a fresh process and end it with the block. Raises Unavailable, Corrupt."""
         ...
 
 
@@ -48,7 +48,7 @@ class Application(Protocol):
     """The live endpoint as an application calls it, over HTTP."""
 
     def predict(self, endpoint: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Send rows and give, for each, at least ``id``, ``prediction``, ``version`` and ``plan``. Raises Unavailable."""
+        """Send rows; give of each at least ``id``, ``prediction``, ``version`` and ``plan``. Raises Unavailable."""
         ...
 
     def probe(

@@ -54,7 +54,7 @@ class Package(Value, frozen=True, kw_only=True):
     requirements: tuple[str, ...]
     code: Digest
     revision: str
-    """Version-control revision of the project's code, with ``+dirty`` where it had changes; empty where there is none."""
+    """Version-control revision of the project's code, ``+dirty`` where it had changes; empty where there is none."""
     training_set: Digest
     seed: int
     params: dict[str, str | int | float | bool | None]

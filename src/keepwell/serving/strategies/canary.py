@@ -71,6 +71,13 @@ class Canary:
                 reason=f"{evidence.requests:,} requests without more errors than the champion",
                 measured=measured,
             )
-        if (evidence.event_time - evidence.since) / DAY > float(rollout.settings.get("max_days", 28.0)):
-            return Answer(arms=back, verdict="refuse", reason="too little traffic to judge it", measured=measured)
+        if (evidence.event_time - evidence.since) / DAY > float(
+            rollout.settings.get("max_days", 28.0)
+        ):
+            return Answer(
+                arms=back,
+                verdict="refuse",
+                reason="too little traffic to judge it",
+                measured=measured,
+            )
         return msgspec.structs.replace(now, measured=measured)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import msgspec
 
 from keepwell.core.clock import DAY
@@ -56,7 +58,7 @@ class ChampionChallenger:
         sequence = ClusterConfidenceSequence(alpha=alpha, tuned_for=TUNED_DAYS)
         if evidence.day_sums:
             sequence = sequence.update(evidence.day_sums, evidence.day_rows)
-        measured = {
+        measured: dict[str, Any] = {
             "days": len(evidence.day_sums),
             "rows": evidence.rows,
             "gain": sequence.mean if evidence.rows else None,
@@ -78,12 +80,19 @@ class ChampionChallenger:
         if evidence.rows >= min_rows and sequence.upper < 0:
             return _ended(now, "refuse", f"it is worse: {said}", measured)
         if days > max_days:
-            return _ended(now, "refuse", f"no proof that it is better within {max_days:g} days: {said}", measured)
+            return _ended(
+                now,
+                "refuse",
+                f"no proof that it is better within {max_days:g} days: {said}",
+                measured,
+            )
         return msgspec.structs.replace(now, reason=said, measured=measured)
 
 
-def _ended(now: Answer, verdict: str, reason: str, measured: dict[str, object] | None = None) -> Answer:
-    return Answer(arms=now.arms, verdict=verdict, reason=reason, measured=measured or {})  # type: ignore[arg-type]
+def _ended(
+    now: Answer, verdict: Literal["refuse"], reason: str, measured: dict[str, Any] | None = None
+) -> Answer:
+    return Answer(arms=now.arms, verdict=verdict, reason=reason, measured=measured or {})
 
 
 def _finite(value: float) -> float | None:

@@ -17,6 +17,18 @@ from keepwell.training.predictors import estimator_output
 
 FILE = "model.pkl"
 
+_REBUILDERS = (
+    "_reconstruct",
+    "_frombuffer",
+    "scalar",
+    "__newobj__",
+    "__pyx_unpickle",
+    "__randomstate_ctor",
+    "__generator_ctor",
+    "__bit_generator_ctor",
+)
+"""Functions by which numpy, scikit-learn and copyreg put their objects together again."""
+
 
 class _Restricted(pickle.Unpickler):
     """Refuses every global that is not a class of a known package or of the project's own module."""
@@ -31,7 +43,15 @@ class _Restricted(pickle.Unpickler):
                 f"The model's pickle names {module}.{name}.",
                 todo="A model may be made of scikit-learn, numpy, scipy, LightGBM and XGBoost classes only.",
             )
-        return super().find_class(module, name)
+        found = super().find_class(module, name)
+        harmless = isinstance(found, type | np.ufunc) or name.startswith(_REBUILDERS)
+        if module not in self._own and not harmless:
+            # A known package also holds functions that open files and load libraries.
+            raise Refused(
+                f"The model's pickle calls the function {module}.{name}.",
+                todo="A model may be made of classes only.",
+            )
+        return found
 
 
 class NativePredictor:
@@ -95,7 +115,9 @@ class _Native:
             raise Refused(f"{FILE} is refused: {scan.message}.", where=str(folder))
         try:
             estimator = _Restricted(io.BytesIO(content), own=own).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+        except Refused:
+            raise
+        except Exception as error:  # a damaged pickle raises whatever its opcodes happen to meet
             raise Corrupt(f"{FILE} cannot be loaded: {error}.", where=str(folder)) from error
         return NativePredictor(estimator, signature=package.signature)
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on one thread: tree ensembles and pipelines, an order of magnitude faster than their own library a row."""
+"""ONNX Runtime on one thread: tree ensembles and pipelines, a row ten times faster than by their own library."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ class _Onnx:
                 converted = to_onnx(
                     estimator, initial_types=types, options=options, target_opset=17
                 )
-        except Exception:  # any refusal of the converter only means that this kind does not fit
+        except Exception:  # noqa: BLE001
+            # Any refusal of the converter only means that this kind does not fit.
             return False
         (folder / FILE).write_bytes(converted.SerializeToString())
         return True
