@@ -196,8 +196,7 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
         """
         import sys, time
         from pathlib import Path
-        from keepwell.core.errors import KeepwellError
-from tests.serving.gateways import Gateway, arm, endpoint, linear
+        from tests.serving.gateways import Gateway, arm, endpoint, linear
         gateway = Gateway(Path(sys.argv[1]), workers=1)
         gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 1.0))]))
         print(gateway.pool.pids()[0], flush=True)

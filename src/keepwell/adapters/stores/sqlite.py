@@ -6,6 +6,7 @@ They go straight to the driver: through an engine's pool and its compiled statem
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import threading
@@ -74,9 +75,14 @@ class SqliteConnections:
         with self.translated():
             connection = self._open(mode="rwc")
             # Readers never wait for the writer, nor it for them. The file remembers it.
-            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                connection.execute("PRAGMA journal_mode=WAL")
-            connection.close()
+            try:
+                if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                    # Of several processes that change the mode at once SQLite refuses all but one, without waiting.
+                    with Path(f"{self.path}.migrating").open("w") as lock:
+                        fcntl.flock(lock, fcntl.LOCK_EX)
+                        connection.execute("PRAGMA journal_mode=WAL")
+            finally:
+                connection.close()
 
     def revision(self) -> str:
         """Give the schema's revision, or an empty text if there is no schema yet."""

@@ -1,0 +1,309 @@
+"""The control API: the store's nouns as JSON, and the verbs that change something. OpenAPI 3.1 at /openapi.json."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from keepwell import __version__
+from keepwell.app.wiring import State, hash_token
+from keepwell.core.auditing import audit_problems
+from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, Refused
+from keepwell.core.records.base import Record
+from keepwell.core.records.evidence import Evidence
+from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult, User
+from keepwell.core.records.models import Model, ModelVersion
+from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
+from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
+from keepwell.core.records.work import Replay, Work
+from keepwell.lifecycle.activation import start_activation
+from keepwell.lifecycle.approvals import approve
+from keepwell.lifecycle.release import start_release
+from keepwell.lifecycle.roles import require
+from keepwell.watch.health import health
+
+MAX_BODY = 64 * 1024
+LIMIT = 1000
+
+COLLECTIONS: Mapping[str, type[Record]] = {
+    "models": Model,
+    "versions": ModelVersion,
+    "releases": Release,
+    "steps": StepResult,
+    "activations": Activation,
+    "approvals": Approval,
+    "endpoints": Endpoint,
+    "plans": TrafficPlan,
+    "rollouts": Rollout,
+    "measurements": Measurement,
+    "alerts": Alert,
+    "decisions": Decision,
+    "ledger": LedgerEntry,
+    "evidence": Evidence,
+    "work": Work,
+    "replays": Replay,
+}
+_STATUS = {
+    "invalid_input": 422,
+    "not_found": 404,
+    "conflict": 409,
+    "refused": 403,
+    "corrupt": 500,
+    "unavailable": 503,
+}
+
+
+class ReleaseRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Ask for the release of a version."""
+
+    model: str
+    version: int
+
+
+class ApprovalRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Consent to a version, or ahead to its renewals."""
+
+    model: str
+    version: int
+    reason: str
+    renewals: bool = False
+
+
+class ActivationRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Ask for the activation of a version."""
+
+    model: str
+    version: int
+    strategy: str = ""
+
+
+class RollbackRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Give an endpoint's traffic back."""
+
+    endpoint: str
+    reason: str
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+def _error(error: KeepwellError) -> Response:
+    body = {"code": error.code, "what": error.what, "where": error.where, "todo": error.todo}
+    return _json({"error": body}, _STATUS.get(error.code, 500))
+
+
+class Control:
+    """The operations."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def actor(self, request: Request) -> str:
+        """Name who calls: by bearer token where users have tokens, else by the header X-Keepwell-User."""
+        users = self._state.store.find(User)
+        guarded = [user for user in users if user.token_hash]
+        given = request.headers.get("authorization", "")
+        if guarded:
+            hashed = hash_token(given.removeprefix("Bearer "))
+            for user in guarded:
+                if hmac.compare_digest(user.token_hash, hashed):
+                    return user.name
+            raise Refused("The token is unknown.", todo="Send 'Authorization: Bearer TOKEN'.")
+        name = request.headers.get("x-keepwell-user", "")
+        if not name:
+            raise Refused("Nobody is named.", todo="Send the header 'X-Keepwell-User: NAME'.")
+        return name
+
+    def version(self, model: str, number: int) -> ModelVersion:
+        """Give a version. Raises NotFound."""
+        found = self._state.store.get(ModelVersion, model, number)
+        if found is None:
+            raise NotFound(f"There is no version {model}/{number}.")
+        return found
+
+    def release(self, request: Request, body: ReleaseRequest) -> Any:
+        """Start a release."""
+        return start_release(
+            self._state.context, self.version(body.model, body.version), actor=self.actor(request)
+        )
+
+    def approval(self, request: Request, body: ApprovalRequest) -> Any:
+        """Approve."""
+        state = self._state
+        return approve(
+            body.model,
+            body.version,
+            by=self.actor(request),
+            reason=body.reason,
+            expires_in=state.settings.policy.approval_expires,
+            scope="renewals" if body.renewals else "version",
+            store=state.store,
+            blobs=state.blobs,
+            signer=state.signer,
+            clock=state.clock,
+        )
+
+    def activation(self, request: Request, body: ActivationRequest) -> Any:
+        """Start an activation."""
+        return start_activation(
+            self._state.context,
+            self.version(body.model, body.version),
+            actor=self.actor(request),
+            strategy=body.strategy,
+        )
+
+    def rollback(self, request: Request, body: RollbackRequest) -> Any:
+        """Roll back."""
+        who = self.actor(request)
+        require(who, "rollback", store=self._state.store)
+        return self._state.rollouts.roll_back(body.endpoint, actor=who, reason=body.reason)
+
+    def listing(self, kind: type[Record], request: Request) -> Any:
+        """List records, filtered by columns in the query."""
+        where: dict[str, Any] = {}
+        limit = LIMIT
+        for name, given in request.query_params.items():
+            if name == "limit":
+                if not given.isdigit():
+                    raise InvalidInput(f"limit={given!r} is not a number.")
+                limit = min(int(given), LIMIT)
+            else:
+                where[name] = int(given) if given.lstrip("-").isdigit() else given
+        return self._state.store.find(kind, where, limit=limit)
+
+    def status(self, request: Request) -> Any:
+        """Give the state of every endpoint."""
+        del request
+        store = self._state.store
+        return {
+            "version": __version__,
+            "project": self._state.settings.project.name,
+            "endpoints": {e.name: health(e.name, store) for e in store.find(Endpoint)},
+            "gateway": self._state.gateway_url,
+        }
+
+    def audit(self, request: Request) -> Any:
+        """List audit entries after a sequence number, or prove the chain."""
+        if request.query_params.get("verify"):
+            return {"problems": audit_problems(self._state.store)}
+        after = request.query_params.get("after", "0")
+        if not after.isdigit():
+            raise InvalidInput(f"after={after!r} is not a number.")
+        return list(self._state.store.audit(after=int(after), limit=LIMIT))
+
+
+def routes(state: State) -> list[Route]:
+    """Give the control API's routes."""
+    control = Control(state)
+    found = [
+        Route("/api/v1/status", _reading(control.status)),
+        Route("/api/v1/audit", _reading(control.audit)),
+        Route("/openapi.json", _reading(lambda _: openapi())),
+    ]
+    for name, kind in COLLECTIONS.items():
+        found.append(
+            Route(
+                f"/api/v1/{name}",
+                _reading(lambda request, kind=kind: control.listing(kind, request)),
+            )
+        )
+    for name, (body, _) in VERBS.items():
+        found.append(
+            Route(
+                f"/api/v1/{name}",
+                _writing(getattr(control, name.rstrip("s")), body),
+                methods=["POST"],
+            )
+        )
+    return found
+
+
+VERBS: Mapping[str, tuple[type[msgspec.Struct], type[Record]]] = {
+    "releases": (ReleaseRequest, Release),
+    "approvals": (ApprovalRequest, Approval),
+    "activations": (ActivationRequest, Activation),
+    "rollbacks": (RollbackRequest, TrafficPlan),
+}
+
+
+def _reading(function: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    async def answer(request: Request) -> Response:
+        try:
+            return _json(await run_in_threadpool(function, request))
+        except KeepwellError as error:
+            return _error(error)
+
+    return answer
+
+
+def _writing(
+    function: Callable[[Request, Any], Any], body: type[msgspec.Struct]
+) -> Callable[[Request], Any]:
+    async def answer(request: Request) -> Response:
+        try:
+            content = bytearray()
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > MAX_BODY:
+                    raise InvalidInput(f"The body is larger than {MAX_BODY:,} bytes.")
+            try:
+                given = msgspec.json.decode(content, type=body)
+            except msgspec.DecodeError as error:
+                raise InvalidInput(f"{error}.", where="body") from error
+            return _json(await run_in_threadpool(function, request, given), 201)
+        except KeepwellError as error:
+            return _error(error)
+
+    return answer
+
+
+def openapi() -> dict[str, Any]:
+    """Give the OpenAPI 3.1 document, made from the same tables as the routes."""
+    kinds = [*COLLECTIONS.values(), *(body for body, _ in VERBS.values())]
+    _, components = msgspec.json.schema_components(
+        kinds, ref_template="#/components/schemas/{name}"
+    )
+    paths: dict[str, Any] = {
+        "/api/v1/status": {"get": _operation("The state of every endpoint", {"type": "object"})},
+        "/api/v1/audit": {
+            "get": _operation("Audit entries after a sequence number", {"type": "array"})
+        },
+    }
+    for name, kind in COLLECTIONS.items():
+        items = {"type": "array", "items": {"$ref": f"#/components/schemas/{kind.__name__}"}}
+        paths[f"/api/v1/{name}"] = {"get": _operation(f"List {name}, filtered by columns", items)}
+    for name, (body, result) in VERBS.items():
+        operation = _operation(
+            str(body.__doc__), {"$ref": f"#/components/schemas/{result.__name__}"}, status="201"
+        )
+        operation["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
+            },
+        }
+        paths.setdefault(f"/api/v1/{name}", {})["post"] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Keepwell control API", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(summary: str, schema: dict[str, Any], *, status: str = "200") -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "responses": {
+            status: {"description": "Done", "content": {"application/json": {"schema": schema}}},
+            "default": {"description": "An error with code, what, where and todo"},
+        },
+    }

@@ -1,0 +1,114 @@
+"""Charts as inline SVG, drawn on the server: lines with intervals, limits, and marks where something happened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from markupsafe import Markup, escape
+
+from keepwell.core.clock import Time, iso
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 180, 56, 22, 10
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One value at one time, with its interval if it has one; ``alarm`` draws it as a warning."""
+
+    at: Time
+    value: float
+    low: float | None = None
+    high: float | None = None
+    alarm: bool = False
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """A vertical line with a word: an alert, a renewal."""
+
+    at: Time
+    word: str
+    kind: str
+
+
+def line_chart(
+    points: Sequence[Point],
+    *,
+    label: str,
+    reference: float | None = None,
+    marks: Sequence[Mark] = (),
+) -> Markup:
+    """Draw points over time; an empty text where there are none."""
+    if not points:
+        return Markup("")
+    times = [p.at for p in points] + [m.at for m in marks]
+    values = [v for p in points for v in (p.value, p.low, p.high) if v is not None]
+    values += [reference] if reference is not None else []
+    first, last = min(times), max(max(times), min(times) + 1)
+    bottom, top = min(values), max(values)
+    pad = (top - bottom) * 0.08 or abs(top) * 0.1 or 1.0
+    bottom, top = bottom - pad, top + pad
+
+    def x(at: Time) -> float:
+        return LEFT + (WIDTH - LEFT - 8) * (at - first) / (last - first)
+
+    def y(value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (top - value) / (top - bottom)
+
+    out: list[Any] = [
+        Markup(
+            '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}" preserveAspectRatio="none">'
+        ).format(WIDTH, HEIGHT, label)
+    ]
+    banded = [p for p in points if p.low is not None and p.high is not None]
+    if len(banded) > 1:
+        upper = " ".join(f"{x(p.at):.1f},{y(p.high or 0):.1f}" for p in banded)
+        lower = " ".join(f"{x(p.at):.1f},{y(p.low or 0):.1f}" for p in reversed(banded))
+        out.append(Markup('<polygon class="band" points="{} {}"/>').format(upper, lower))
+    for value in (bottom + pad, (bottom + top) / 2, top - pad):
+        out.append(
+            Markup(
+                '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/><text class="tick" x="{}" y="{:.1f}">{}</text>'
+            ).format(LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, f"{value:.3g}")
+        )
+    if reference is not None:
+        out.append(
+            Markup('<line class="reference" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                LEFT, WIDTH - 8, y(reference), y(reference)
+            )
+        )
+    path = " ".join(f"{x(p.at):.1f},{y(p.value):.1f}" for p in points)
+    out.append(Markup('<polyline class="line" points="{}"/>').format(path))
+    for p in points:
+        out.append(
+            Markup(
+                '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}: {}</title></circle>'
+            ).format(
+                "dot alarm" if p.alarm else "dot",
+                x(p.at),
+                y(p.value),
+                4.5 if p.alarm else 2.5,
+                iso(p.at)[:10],
+                f"{p.value:.4g}",
+            )
+        )
+    for m in marks:
+        out.append(
+            Markup(
+                '<line class="mark {}" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/><text class="mark {}" x="{:.1f}" y="{}">{}</text>'
+            ).format(
+                m.kind, x(m.at), x(m.at), TOP, HEIGHT - BOTTOM, m.kind, x(m.at) + 3, TOP + 9, m.word
+            )
+        )
+    out.append(
+        Markup('<text class="when" x="{}" y="{}">{}</text>').format(
+            LEFT, HEIGHT - 6, iso(first)[:10]
+        )
+    )
+    out.append(
+        Markup('<text class="when end" x="{}" y="{}">{}</text>').format(
+            WIDTH - 8, HEIGHT - 6, iso(last)[:10]
+        )
+    )
+    out.append(Markup("</svg>"))
+    return Markup("").join(escape(part) for part in out)
