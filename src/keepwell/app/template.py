@@ -25,6 +25,14 @@ roles = ["approver"]
 
 [policy]
 approvals = 1
+# A hundred validation rows tell calibration only roughly: ten bins of ten rows err by that much by chance alone.
+calibration_error = 0.15
+
+# Whoever must hear of an alarm: a file, or kind = "webhook" with a url.
+[[alerts]]
+kind = "file"
+name = "alerts"
+path = "alerts.jsonl"
 """
 
 _MODULE = '''\
@@ -108,7 +116,7 @@ def write_template(folder: Path) -> list[str]:
     files = {
         "keepwell.toml": _SETTINGS.format(name=name, module=module),
         f"{module}.py": _MODULE,
-        ".gitignore": ".keepwell*/\n__pycache__/\n",
+        ".gitignore": ".keepwell*/\n__pycache__/\nalerts.jsonl\n",
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

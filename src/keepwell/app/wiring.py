@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 import keepwell
+from keepwell.adapters.alerts.file import AlertFile
 from keepwell.adapters.alerts.webhook import Webhook
 from keepwell.adapters.blobs.files import FileBlobs
 from keepwell.adapters.executor import ProcessExecutor
@@ -126,7 +127,12 @@ class State:
     @cached_property
     def channels(self) -> tuple[Channel, ...]:
         """The channels that alerts go to."""
-        return tuple(Webhook(name=given.name, url=given.url) for given in self.settings.alerts)
+        return tuple(
+            AlertFile(name=given.name, path=self.folder / given.path)
+            if given.kind == "file"
+            else Webhook(name=given.name, url=given.url)
+            for given in self.settings.alerts
+        )
 
     @cached_property
     def executor(self) -> ProcessExecutor:

@@ -118,9 +118,12 @@ class MonitorSettings(Values, frozen=True, kw_only=True):
 class AlertSettings(Values, frozen=True, kw_only=True):
     """The table ``[[alerts]]``."""
 
-    kind: Literal["webhook"] = "webhook"
+    kind: Literal["webhook", "file"] = "webhook"
     name: str
-    url: str
+    url: str = ""
+    """Where a webhook listens."""
+    path: str = ""
+    """The file that alerts are appended to, inside the project's folder."""
 
 
 class DemoSettings(Values, frozen=True, kw_only=True):

@@ -6,11 +6,10 @@ import errno
 import hashlib
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from keepwell.core.digest import Digest, digest_bytes, is_digest
 from keepwell.core.errors import Corrupt, InvalidInput, NotFound, Unavailable
@@ -37,50 +36,69 @@ class FileBlobs:
     def put(self, content: bytes) -> Digest:
         """See ``keepwell.core.ports.blobs.Blobs``."""
         digest = digest_bytes(content)
-        self._keep(digest, io.BytesIO(content))
+        if not self._is_kept(digest):
+            self._keep(io.BytesIO(content))
         return digest
 
     def put_file(self, path: Path) -> Digest:
         """See ``keepwell.core.ports.blobs.Blobs``."""
         try:
             digest = _hash(path)
+            if self._is_kept(digest):
+                return digest
             with path.open("rb") as source:
-                self._keep(digest, source)
+                # Named by the bytes that were copied: the file may have changed since it was read first.
+                return self._keep(source)
         except OSError as error:
             raise InvalidInput(
                 f"The file cannot be read: {error.strerror}.", where=str(path)
             ) from error
-        return digest
 
-    def _keep(self, digest: Digest, source: BinaryIO) -> None:
+    def _is_kept(self, digest: Digest) -> bool:
+        """Tell whether a whole file is there; a damaged one is not, so that putting its content again heals it."""
         place = self._place(digest)
-        if place.is_file() and _hash(place) == digest:
-            return  # a damaged file of this name is written anew: putting the content again heals it
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=place.parent, prefix=".new-", delete=False
-            ) as file:
+            if _hash(place) != digest:
+                return False
+            _sync_folder(place.parent)  # whoever wrote it may not have come to this yet
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return True
+
+    def _keep(self, source: IO[bytes]) -> Digest:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as file:
                 temporary = Path(file.name)
                 try:
-                    shutil.copyfileobj(source, file)
+                    digest = _copy(source, file)
                     file.flush()
                     os.fsync(file.fileno())
                     temporary.chmod(0o444)
+                    place = self._place(digest)
+                    place.parent.mkdir(parents=True, exist_ok=True)
                     temporary.replace(place)
                 except BaseException:
                     temporary.unlink(missing_ok=True)
                     raise
-            _sync_folder(place.parent)
+            # A name is on disk when its folder is; the folders above may be as new as the file.
+            for folder in (place.parent, place.parent.parent, self.folder):
+                _sync_folder(folder)
         except OSError as error:
-            full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-            raise Unavailable(
-                "The disk is full." if full else f"The blob cannot be written: {error.strerror}.",
-                where=str(place.parent),
-                todo="Make room and try again; nothing was lost."
-                if full
-                else "See the folder's rights.",
-            ) from error
+            raise self._unwritable(error) from error
+        return digest
+
+    def _unwritable(self, error: OSError) -> Unavailable:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+        return Unavailable(
+            "The disk is full." if full else f"The blob cannot be written: {error.strerror}.",
+            where=str(self.folder),
+            todo="Make room and try again; nothing was lost."
+            if full
+            else "See the folder's rights.",
+        )
 
     def get(self, digest: Digest) -> bytes:
         """See ``keepwell.core.ports.blobs.Blobs``."""
@@ -104,6 +122,10 @@ class FileBlobs:
             holds = _hash(place) == digest
         except FileNotFoundError:
             raise self._missing(digest) from None
+        except OSError as error:
+            raise Unavailable(
+                f"The blob cannot be read: {error.strerror}.", where=str(place)
+            ) from error
         if not holds:
             raise self._changed(digest)
         return place
@@ -143,6 +165,15 @@ class FileBlobs:
 def _hash(path: Path) -> Digest:
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> Digest:
+    """Copy all bytes and name them."""
+    found = hashlib.sha256()
+    while block := source.read(1 << 20):
+        found.update(block)
+        target.write(block)
+    return "sha256:" + found.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

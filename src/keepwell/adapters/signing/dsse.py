@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from keepwell.core.records.evidence import SigningKey
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 KEY_FILE = "signing.pem"
+PUBLIC_BYTES = 32
 
 
 class _Signature(msgspec.Struct):
@@ -62,17 +65,14 @@ class DsseVerifier:
     """Checks envelopes. Implements ``keepwell.core.ports.signing.Verifier``."""
 
     def __init__(self, keys: Iterable[SigningKey]) -> None:
-        self._keys = {
-            key.keyid: Ed25519PublicKey.from_public_bytes(key.public)
-            for key in keys
-            if key.revoked is None
-        }
+        """Trust these keys, but for the revoked ones. Raises Corrupt for one that is not what its name says."""
+        self._keys = {key.keyid: _public(key) for key in keys if key.revoked is None}
 
     def open(self, envelope: bytes) -> tuple[Statement, str]:
         """See ``keepwell.core.ports.signing.Verifier``."""
         try:
             read = msgspec.json.decode(envelope, type=_Envelope)
-            payload = base64.b64decode(read.payload, validate=True)
+            payload = _decoded(read.payload)
             signed = pre_authentication_encoding(read.payload_type, payload)
             keyid = self._signer_of(read, signed)
             statement = msgspec.json.decode(payload, type=_Payload)
@@ -84,6 +84,8 @@ class DsseVerifier:
             subject.name: f"sha256:{subject.digest.get('sha256', '')}"
             for subject in statement.subject
         }
+        if len(subjects) < len(statement.subject):
+            raise Corrupt("The statement names a subject twice.", where="evidence")
         return (
             Statement(
                 subjects=subjects,
@@ -99,7 +101,7 @@ class DsseVerifier:
             if key is None:
                 continue
             try:
-                key.verify(base64.b64decode(signature.sig, validate=True), signed)
+                key.verify(_decoded(signature.sig), signed)
             except InvalidSignature:
                 continue
             return signature.keyid
@@ -108,6 +110,21 @@ class DsseVerifier:
             where="evidence",
             todo="The envelope was changed, or its key is not among the project's signing keys.",
         )
+
+
+def _decoded(text: str) -> bytes:
+    """Decode base64 of either alphabet, as the specification asks of a verifier."""
+    return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+
+
+def _public(key: SigningKey) -> Ed25519PublicKey:
+    if len(key.public) != PUBLIC_BYTES or key_identifier(key.public) != key.keyid:
+        raise Corrupt(
+            "A signing key is not the one that its identifier names.",
+            where=f"signing key {key.keyid}",
+            todo="The row was changed; restore the store from a backup.",
+        )
+    return Ed25519PublicKey.from_public_bytes(key.public)
 
 
 class DsseSigner(DsseVerifier):
@@ -186,15 +203,20 @@ def _create(path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=".new-"
+    )  # for its owner alone (0600)
     try:
-        os.link(temporary, path)  # of several processes starting together, one key wins
-    except FileExistsError:
-        pass
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # of several processes starting together, one key wins
     finally:
-        temporary.unlink()
+        Path(temporary).unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -42,7 +42,7 @@ def run(given: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as stack:
         for channel in state.settings.alerts:
-            if urlsplit(channel.url).hostname in LOOPBACK:
+            if channel.kind == "webhook" and urlsplit(channel.url).hostname in LOOPBACK:
                 stack.enter_context(
                     Receiver(channel.url, path=state.state / "run" / "alerts.jsonl")
                 )

@@ -65,9 +65,9 @@ def line_chart(
         return TOP + (HEIGHT - TOP - BOTTOM) * (top - value) / (top - bottom)
 
     out: list[Any] = [
-        Markup(
-            '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}" preserveAspectRatio="none">'
-        ).format(WIDTH, HEIGHT, label)
+        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+            WIDTH, HEIGHT, label
+        )
     ]
     banded = [p for p in points if p.low is not None and p.high is not None]
     if len(banded) > 1:
@@ -76,9 +76,7 @@ def line_chart(
         out.append(Markup('<polygon class="band" points="{} {}"/>').format(upper, lower))
     for value in (bottom + pad, (bottom + top) / 2, top - pad):
         out.append(
-            _GRID.format(
-                LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, f"{value:.3g}"
-            )
+            _GRID.format(LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, _short(value))
         )
     if reference is not None:
         out.append(
@@ -104,7 +102,15 @@ def line_chart(
     for m in marks:
         out.append(
             _MARK.format(
-                m.kind, x(m.at), x(m.at), TOP, HEIGHT - BOTTOM, m.kind, x(m.at) + 3, TOP + 9, m.word
+                m.kind,
+                x(m.at),
+                x(m.at),
+                TOP,
+                HEIGHT - BOTTOM,
+                m.kind,
+                x(m.at) + 3,
+                TOP + (9 if m.kind == "alert" else 21),
+                m.word,
             )
         )
     out.append(
@@ -119,3 +125,10 @@ def line_chart(
     )
     out.append(Markup("</svg>"))
     return Markup("").join(escape(part) for part in out)
+
+
+def _short(value: float) -> str:
+    """Write a tick in at most six characters: ``31k`` rather than ``3.11e+04``."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    return f"{value / 1e3:.3g}k" if abs(value) >= 1e4 else f"{value:.3g}"

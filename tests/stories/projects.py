@@ -1,0 +1,124 @@
+"""Projects that the stories are told with: copies of the shipped example and of what ``keepwell init`` makes."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from keepwell.app.wiring import open_state
+
+ROOT = Path(__file__).parents[2]
+KEEPWELL = [sys.executable, "-m", "keepwell"]
+
+
+def free_port():
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return trial.getsockname()[1]
+
+
+def with_free_ports(folder):
+    path = folder / "keepwell.toml"
+    text = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}", path.read_text())
+    path.write_text(text + "\n[server]\nport = 0\ngateway_port = 0\n")
+
+
+def flights(folder, *, replay_until):
+    shutil.copytree(
+        ROOT / "examples" / "flights",
+        folder,
+        ignore=shutil.ignore_patterns(".keepwell*", "__pycache__"),
+    )
+    path = folder / "keepwell.toml"
+    path.write_text(
+        re.sub(r"replay_until = .*", f'replay_until = "{replay_until}"', path.read_text())
+    )
+    with_free_ports(folder)
+    return folder
+
+
+def keepwell(*arguments, folder, check=True, timeout=240):
+    ended = subprocess.run(
+        [*KEEPWELL, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and ended.returncode:
+        raise AssertionError(f"{arguments} gave {ended.returncode}\n{ended.stdout}\n{ended.stderr}")
+    return ended
+
+
+class Up:
+    """``keepwell up`` in a process of its own, ended with the block."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.process = None
+
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [*KEEPWELL, "up"],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        first = self.process.stdout.readline()
+        if not first.startswith("dashboard"):
+            self.process.kill()
+            raise AssertionError(self.process.stderr.read())
+        self.dashboard = first.split()[1]
+        self.gateway = self.process.stdout.readline().split()[1]
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=40)
+
+    def children(self):
+        """The processes under it, by name of their entry."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if str(self.folder) in words and "keepwell.app.processes" in words:
+                found[words[words.index("keepwell.app.processes") + 1]] = int(path.name)
+        return found
+
+    def kill(self):
+        """Pull the plug on the supervisor; its children must go with it."""
+        self.process.kill()
+        self.process.communicate(timeout=20)
+        deadline = time.monotonic() + 20
+        while self.children() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not self.children(), "children outlived their supervisor"
+
+
+def state_of(folder):
+    return open_state(folder)
+
+
+def wait_until(look, *, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
