@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import uuid
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from tests.stories.projects import flights, keepwell
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +50,19 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
     engine.dispose()
     return base.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory):
+    """The main job on a month of live traffic, told once: the project's folder and its summary."""
+    folder = flights(tmp_path_factory.mktemp("main") / "flights", replay_until="2013-05-01")
+    keepwell("demo", ".", "--exit", "--summary", "summary.json", folder=folder, timeout=400)
+    return folder, json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture
+def copy_of_told(told, tmp_path):
+    """A copy of the told project that a test may damage."""
+    folder = tmp_path / "flights"
+    shutil.copytree(told[0], folder)
+    return folder

@@ -61,9 +61,6 @@ class Up:
 
     def __init__(self, folder):
         self.folder = folder
-        self.process = None
-
-    def __enter__(self):
         self.process = subprocess.Popen(
             [*KEEPWELL, "up"],
             cwd=self.folder,
@@ -71,12 +68,17 @@ class Up:
             stderr=subprocess.PIPE,
             text=True,
         )
-        first = self.process.stdout.readline()
+
+    def __enter__(self):
+        out, err = self.process.stdout, self.process.stderr
+        assert out is not None
+        assert err is not None
+        first = out.readline()
         if not first.startswith("dashboard"):
             self.process.kill()
-            raise AssertionError(self.process.stderr.read())
+            raise AssertionError(err.read())
         self.dashboard = first.split()[1]
-        self.gateway = self.process.stdout.readline().split()[1]
+        self.gateway = out.readline().split()[1]
         return self
 
     def __exit__(self, *_):

@@ -42,6 +42,7 @@ import numpy as np
 import polars as pl
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -78,7 +79,7 @@ def boosting(X, y, params, seed):
 
 @tumour.candidate("linear", C=1.0)
 def linear(X, y, params, seed):
-    return make_pipeline(StandardScaler(), LogisticRegression(**params)).fit(X, y)
+    return make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression(**params)).fit(X, y)
 
 
 @tumour.baseline
