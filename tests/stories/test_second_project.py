@@ -107,7 +107,9 @@ def test_a_kill_after_every_step_of_the_job_changes_nothing_of_its_end(tmp_path)
             elif victim in up.children():
                 kill(up.children()[victim])
         assert kills >= 8
-        answers = wait_until(lambda: answered(up.gateway))
+        answers = wait_until(
+            lambda: answered(state.gateway_url)
+        )  # a gateway begun again has another free port
         assert answers[0]["version"] == 1
     finally:
         up.__exit__()
