@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mlflow browser test lint types imports unit slow demo bench-tracking lock clean
+.PHONY: help setup setup-mlflow browser test lint types imports unit slow demo bench-tracking reference lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -40,6 +40,7 @@ test: setup setup-mlflow browser lint types imports unit ## everything that CI r
 lint: setup ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry --no-ansi .
 
 types: setup ## strict types
 	$(BIN)/mypy
@@ -55,6 +56,9 @@ demo: setup ## the whole way on real flights; ARGS="--exit --summary FILE"
 
 bench-tracking: setup-mlflow ## the tracking server beside MLflow's own
 	$(BIN)/python benchmarks/tracking.py $(ARGS)
+
+reference: setup ## write anew what the reference pages take from the code
+	$(BIN)/python scripts/reference.py
 
 lock: setup ## resolve the lock files anew
 	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --group dev --extra postgres --extra sklearn pyproject.toml -o requirements/dev.lock

@@ -19,6 +19,7 @@ class ProjectSettings(Values, frozen=True, kw_only=True):
     """The table ``[project]``."""
 
     name: str
+    """What pages and messages call the project."""
     module: str
     """Python module or package of declarations, relative to the project's folder."""
 
@@ -27,44 +28,58 @@ class StoreSettings(Values, frozen=True, kw_only=True):
     """``[store]``: where state lives. Relative paths are inside the project's folder."""
 
     url: str = "sqlite:///.keepwell/keepwell.db"
+    """Database of records: ``sqlite:///FILE`` or ``postgresql://USER@HOST/DATABASE``."""
     blobs: str = ".keepwell/blobs"
+    """Folder of artefacts, snapshots and envelopes, each file named by its SHA-256."""
     state: str = ".keepwell"
+    """Folder of keys, prediction log, editions and the files of running processes."""
 
 
 class ServerSettings(Values, frozen=True, kw_only=True):
     """``[server]``: addresses. Loopback unless told otherwise. Port 0 takes a free one."""
 
     host: str = "127.0.0.1"
+    """Address that the server and the gateway listen on."""
     port: int = 7070
     """Control API, tracking API and dashboard."""
     gateway_port: int = 7071
+    """Predictions and outcomes."""
     gateway_workers: int = 1
+    """Processes that answer predictions, on one shared socket."""
 
 
 class UserSettings(Values, frozen=True, kw_only=True):
     """The table ``[users.NAME]``."""
 
     roles: tuple[Role, ...]
+    """What the user may do; the page on the life cycle has the verbs of each role."""
 
 
 class PolicySettings(Values, frozen=True, kw_only=True):
     """``[policy]``: the limits of a release, an activation and a renewal."""
 
     approvals: int = 2
+    """People other than the author who must consent before an activation goes on."""
     approval_expires: str = "90d"
+    """How long an approval holds; a version that loses its approvals is not served any more."""
     beat_baseline: bool = True
     """The candidate's loss must be lower than the baseline's with its whole 95% interval."""
     worst_slice_rows: int = 200
+    """Slices with fewer validation rows than this are not judged."""
     worst_slice_calibration: float = 0.10
     """Largest distance between mean prediction and mean label in any slice (binary)."""
     worst_slice_loss_ratio: float = 1.0
     """In no slice may the loss be more than this many times the baseline's, beyond its interval."""
     calibration_error: float = 0.05
+    """Largest expected calibration error on the validation rows (binary), a probability."""
     seed_spread: float = 0.02
-    """Largest relative change of the loss between seeds."""
+    """Largest relative change of the loss between seeds. Kept with the policy; no step reads it yet."""
     load_seconds: float = 20.0
+    """Longest time in which a fresh process may load the version, in seconds."""
     memory_mb: float = 1024.0
+    """Most memory that the process may hold with the version loaded, in MB (a million bytes)."""
     latency_ms: float = 250.0
+    """Largest 95th percentile of the time of a request with one row, in milliseconds."""
     kpi_rows: int = 500
     """Labelled live decisions that the activation's last step waits for."""
     kpi_floor: float = 0.0
@@ -72,13 +87,16 @@ class PolicySettings(Values, frozen=True, kw_only=True):
     validation_share: float = 0.2
     """The newest share of the training set, by time, is kept for validation."""
     renewal_needs_person: bool = False
+    """True: a renewal that was released waits for somebody to activate it."""
 
 
 class EndpointSettings(Values, frozen=True, kw_only=True):
     """The table ``[endpoints.NAME]``."""
 
     model: str
+    """The declared model that answers here."""
     log: Literal["sync", "group", "sampled"] = "sync"
+    """When a record is on disk: before the answer (``sync``), or about 10 ms later (``group``, ``sampled``)."""
     time: str = ""
     """Request field with the event time; empty: time of arrival."""
 
@@ -87,13 +105,17 @@ class RolloutSettings(Values, frozen=True, kw_only=True):
     """``[rollout]``: how a renewed version takes over."""
 
     strategy: str = "champion-challenger"
+    """Name in the catalog of strategies: ``basic``, ``canary``, ``champion-challenger``."""
     metric: Literal["loss", "kpi"] = "loss"
     """What the two are compared by: the proper loss of their probabilities, or the project's money rule."""
     alpha: float = 0.05
+    """Chance of a wrong verdict, however often the rollout is looked at."""
     min_rows: int = 500
+    """Decisions of the challenger (with their labels, where it is compared by them) before any promotion."""
     max_days: float = 28.0
-    """A challenger that has not won by then is refused."""
+    """A challenger that has not won by then is refused; days of event time."""
     canary_share: float = 0.05
+    """Share of the traffic that a canary answers."""
 
 
 class RenewalSettings(Values, frozen=True, kw_only=True):
@@ -107,10 +129,13 @@ class MonitorSettings(Values, frozen=True, kw_only=True):
     """The table ``[monitors]``."""
 
     window: str = "7d"
+    """Length of a window of event time."""
     alpha: float = 0.01
     """False alarms allowed, per monitored series over a year of windows."""
     min_rows: int = 500
+    """Rows below which a window is measured but not judged."""
     retrain_on: tuple[str, ...] = ("performance", "business")
+    """Kinds of monitors whose alarm asks for a renewal."""
     cooldown: str = "14d"
     """Event time after a renewal's decision before another may start."""
 
@@ -119,7 +144,9 @@ class AlertSettings(Values, frozen=True, kw_only=True):
     """The table ``[[alerts]]``."""
 
     kind: Literal["webhook", "file"] = "webhook"
+    """Where alerts go."""
     name: str
+    """What alerts and drills call the channel."""
     url: str = ""
     """Where a webhook listens."""
     path: str = ""
@@ -130,12 +157,19 @@ class DemoSettings(Values, frozen=True, kw_only=True):
     """``[demo]``: how ``keepwell demo`` tells the project's story: train up to a day, then replay the rest as live."""
 
     train_since: str
+    """First day of the training window, ``"2013-01-01"``."""
     train_until: str
+    """End of the training window, and the first day of the replay."""
     replay_until: str
+    """End of the replay."""
     author: str
+    """The user who trains."""
     approvers: tuple[str, ...]
+    """The users who approve."""
     rows_a_request: int = 1
+    """Decisions in one request of the replay."""
     connections: int = 32
+    """Connections that the replay keeps open at once."""
 
 
 class Settings(Values, frozen=True, kw_only=True):

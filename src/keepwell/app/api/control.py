@@ -96,9 +96,14 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
 
 
+def status_of(code: str) -> int:
+    """Give the HTTP status of an error's code."""
+    return _STATUS.get(code, 500)
+
+
 def _error(error: KeepwellError) -> Response:
     body = {"code": error.code, "what": error.what, "where": error.where, "todo": error.todo}
-    return _json({"error": body}, _STATUS.get(error.code, 500))
+    return _json({"error": body}, status_of(error.code))
 
 
 class Control:
