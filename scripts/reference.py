@@ -208,7 +208,9 @@ def _shape(schema: Mapping[str, Any]) -> str:
         return " or ".join(f'"{value}"' for value in schema["enum"])
     kind = str(schema.get("type", "any"))
     if kind == "array":
-        items = schema.get("items") or next(iter(schema.get("prefixItems", [])), {})
+        items: Mapping[str, Any] = schema.get("items") or next(
+            iter(schema.get("prefixItems", [])), {}
+        )
         return f"list of {_shape(items)}" if items else "list"
     return kind
 
