@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import tomllib
 
 import pytest
 from scripts.reference import ROOT, commands
@@ -148,6 +149,19 @@ def test_every_command_that_a_message_names_exists():
     sources = sorted((ROOT / "src").rglob("*.py"))
     assert {str(p): found for p in sources if (found := unknown_commands(p.read_text()))} == {}
     assert unknown_commands("Run 'keepwell status', then 'keepwell fly'.") == ["fly"]
+
+
+def unknown_extras(text):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    return [extra for extra in re.findall(r"keepwell\[([a-z0-9-]+)\]", text) if extra not in extras]
+
+
+def test_every_extra_that_is_named_exists():
+    texts = [path.read_text() for path in [*sorted((ROOT / "src").rglob("*.py")), *PAGES]]
+    assert [found for text in texts if (found := unknown_extras(text))] == []
+    assert unknown_extras("install 'keepwell[sklearn]' or 'keepwell[magic]'") == ["magic"]
 
 
 NOUNS = [
