@@ -88,24 +88,38 @@ class Up:
 
     def children(self):
         """The processes under it, by name of their entry."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (path / "cmdline").read_bytes().decode().split("\0")
-            except OSError:
-                continue
-            if str(self.folder) in words and "keepwell.app.processes" in words:
-                found[words[words.index("keepwell.app.processes") + 1]] = int(path.name)
-        return found
+        return processes_of(self.folder)
 
     def kill(self):
         """Pull the plug on the supervisor; its children must go with it."""
-        self.process.kill()
-        self.process.communicate(timeout=20)
-        deadline = time.monotonic() + 20
-        while self.children() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not self.children(), "children outlived their supervisor"
+        pull_the_plug(self.process, self.folder)
+
+
+def processes_of(folder):
+    """The ids of a project's running processes, by name: its entries, and ``gateway-worker``."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if str(folder) in words and "keepwell.app.processes" in words:
+            found[words[words.index("keepwell.app.processes") + 1]] = int(path.name)
+        elif "keepwell.serving.worker" in words and any(
+            word.startswith(f"{folder}/") for word in words
+        ):
+            found["gateway-worker"] = int(path.name)
+    return found
+
+
+def pull_the_plug(supervisor, folder):
+    """Kill the process that holds a project's others, and see that they go with it."""
+    supervisor.kill()
+    supervisor.wait(timeout=20)
+    deadline = time.monotonic() + 20
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_of(folder), f"outlived their supervisor: {processes_of(folder)}"
 
 
 def state_of(folder):

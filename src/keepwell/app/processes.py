@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
 from keepwell.app.wiring import State, open_state
-from keepwell.core.errors import KeepwellError
+from keepwell.core.errors import KeepwellError, Unavailable
+from keepwell.serving.pool import bind
 from keepwell.serving.worker import die_with_parent
 
 
@@ -20,6 +23,19 @@ def announce(state: State, name: str, url: str) -> None:
     temporary = folder / f".{name}.json"
     temporary.write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
     temporary.replace(folder / f"{name}.json")
+
+
+def port_for(state: State, name: str, declared: int) -> int:
+    """Give the port to bind: a process begun again after a crash comes back to where its callers knew it."""
+    if declared:
+        return declared
+    try:
+        said = msgspec.json.decode((state.state / "run" / f"{name}.json").read_bytes())
+        before = urlsplit(said["url"]).port or 0
+        bind(state.settings.server.host, before).close()
+    except (OSError, KeyError, ValueError, msgspec.DecodeError, Unavailable):
+        return 0  # the first start, or somebody else took the port meanwhile
+    return before
 
 
 def run_gateway_process(state: State) -> None:
@@ -33,7 +49,7 @@ def run_gateway_process(state: State) -> None:
         verifier=state.verifier,
         state=state.state,
         host=server.host,
-        port=server.gateway_port,
+        port=port_for(state, "gateway", server.gateway_port),
         workers=server.gateway_workers,
         clock=state.clock,
         ready=lambda port: announce(state, "gateway", f"http://{server.host}:{port}"),
@@ -45,10 +61,9 @@ def run_server_process(state: State) -> None:
     import uvicorn
 
     from keepwell.app.api.server import application
-    from keepwell.serving.pool import bind
 
     server = state.settings.server
-    listening = bind(server.host, server.port)
+    listening = bind(server.host, port_for(state, "server", server.port))
     announce(state, "server", f"http://{server.host}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
         application(state), log_level="warning", access_log=False, lifespan="off"
@@ -62,6 +77,9 @@ def run_worker_process(state: State) -> None:
 
     announce(state, "worker-process", "")
     run_worker(state)
+    # A step that did not end in time would hold the interpreter until it does; it runs again at the next start.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def run_replay_process(state: State) -> None:
@@ -90,7 +108,10 @@ ENTRIES = {
 def main() -> int:
     """Run ``processes NAME FOLDER PARENT``."""
     name, folder, parent = sys.argv[1:4]
-    die_with_parent(int(parent))
+    # A gateway and a server let what is under way finish. The others lose nothing by an end at once, and a worker
+    # that lingered would keep its lease from the one that follows.
+    gentle = name in {"gateway", "server"}
+    die_with_parent(int(parent), by=signal.SIGTERM if gentle else signal.SIGKILL)
     try:
         ENTRIES[name](open_state(Path(folder)))
     except KeepwellError as error:

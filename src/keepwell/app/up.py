@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ import msgspec
 from keepwell.app.wiring import State
 from keepwell.core.errors import Conflict, Unavailable
 from keepwell.core.records.work import Replay
+from keepwell.serving.stopping import StopSignal
 
 START_SECONDS = 60.0
 CALM_SECONDS = 5.0
@@ -169,8 +169,8 @@ class Supervisor:
 
 def run_until_told(supervisor: Supervisor, *, until: Callable[[], bool] | None = None) -> None:
     """Tend the processes until Ctrl-C or SIGTERM, or until ``until`` says so."""
-    stop = threading.Event()
-    before = {n: signal.signal(n, lambda *_: stop.set()) for n in (signal.SIGTERM, signal.SIGINT)}
+    stop = StopSignal()
+    before = stop.listen()
     try:
         while not stop.is_set() and not (until is not None and until()):
             supervisor.tend()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 from pathlib import Path
 
 import msgspec
@@ -14,6 +12,7 @@ from keepwell.app.wiring import State
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.work import Replay
 from keepwell.lifecycle.loop import turn
+from keepwell.serving.stopping import StopSignal
 
 LOOK_SECONDS = 0.05
 
@@ -44,9 +43,8 @@ def run_worker(state: State, *, drain: bool = False) -> None:
 
     Raises Refused if another worker holds the project.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopSignal()
+    stop.listen()
     engine = state.engine()
     engine.start(procedures(state))
     watcher = state.watcher()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.pool import Pool, bind
+from keepwell.serving.stopping import StopSignal
 from keepwell.training.artefacts import unpack_artefact
 
 LOOK_SECONDS = 0.05
@@ -157,17 +156,14 @@ def run_gateway(
     workers: int,
     clock: Clock,
     ready: Callable[[int], None] | None = None,
-    stop: threading.Event | None = None,
 ) -> None:
-    """Run until SIGTERM or SIGINT (or until ``stop`` is set). ``ready`` is told the port once it is bound.
+    """Run until SIGTERM or SIGINT. ``ready`` is told the port once it is bound.
 
     While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
     port is taken.
     """
-    ending = stop or threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ending.set())
+    ending = StopSignal()
+    ending.listen()
     listening = bind(host, port)
     shelf = Shelf(state / "editions")
     publisher = Publisher(store=store, blobs=blobs, verifier=verifier, shelf=shelf, clock=clock)

@@ -25,9 +25,9 @@ DRAIN_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int, *, by: signal.Signals = signal.SIGTERM) -> None:
     """Let the kernel end this process when its parent dies, whatever ends the parent (Linux, prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         raise SystemExit(0)  # the parent died before the kernel was asked
 

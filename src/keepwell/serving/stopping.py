@@ -1,0 +1,41 @@
+"""Stopping on a signal, from any process of the product: a pipe, because a signal handler may take no lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from typing import Any
+
+
+class StopSignal:
+    """Says when the process was told to end.
+
+    ``threading.Event`` is no substitute: its ``set`` takes a lock, and a handler that runs while the main thread
+    holds that lock in ``wait`` never returns.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def set(self, *_: object) -> None:
+        """Tell it to end; may be a signal handler, and may be called from any thread, any number of times."""
+        self._told = True
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well as a byte more
+            os.write(self._write, b"!")
+
+    def is_set(self) -> bool:
+        """Tell whether it was told."""
+        return self._told
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is told, at most ``seconds``; say whether it was."""
+        if not self._told:
+            select.select([self._read], [], [], seconds)
+        return self._told
+
+    def listen(self) -> dict[signal.Signals, Any]:
+        """End on SIGTERM and SIGINT; give the handlers that stood before. Main thread only."""
+        return {n: signal.signal(n, self.set) for n in (signal.SIGTERM, signal.SIGINT)}
