@@ -240,7 +240,7 @@ class Demo:
             )
         for rollout in store.find(Rollout):
             self._tell(
-                f"   {rollout.strategy} v{rollout.champion} -> v{rollout.challenger}: {rollout.state}."
+                f"   {rollout.strategy} {rollout.change}: {rollout.state}."
                 f" {rollout.reason[:160]}",
                 key=rollout.id + rollout.state,
             )

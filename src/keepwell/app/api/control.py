@@ -16,7 +16,7 @@ from starlette.routing import Route
 from keepwell import __version__
 from keepwell.app.wiring import State, hash_token
 from keepwell.core.auditing import audit_problems
-from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, Refused
+from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, Refused, near_miss
 from keepwell.core.records.base import Record
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult, User
@@ -182,7 +182,7 @@ class Control:
                     raise InvalidInput(f"limit={given!r} is not a number.")
                 limit = min(int(given), LIMIT)
             else:
-                where[name] = int(given) if given.lstrip("-").isdigit() else given
+                where[name] = _value_of(kind, name, given)
         return self._state.store.find(kind, where, limit=limit)
 
     def status(self, request: Request) -> Any:
@@ -313,3 +313,16 @@ def _operation(summary: str, schema: dict[str, Any], *, status: str = "200") -> 
             "default": {"description": "An error with code, what, where and todo"},
         },
     }
+
+
+def _value_of(kind: type[Record], name: str, given: str) -> Any:
+    """Read a filter's value by its column's type, so that a text of digits stays a text. Raises InvalidInput."""
+    columns = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    if name not in columns:
+        raise InvalidInput(
+            f"{kind.__name__} has no column {name!r}.", todo=near_miss(name, columns)
+        )
+    try:
+        return msgspec.convert(given, columns[name], strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{name}={given!r}: {error}.") from None

@@ -239,6 +239,8 @@ class Pages:
     def monitors(self, request: Request) -> Response:
         """All monitors of an endpoint over time."""
         name = request.path_params["name"]
+        if self._state.store.get(Endpoint, name) is None:
+            raise NotFound(f"There is no endpoint {name!r}.")
         plans = self._state.store.find(TrafficPlan, {"endpoint": name})
         answering = {arm.version for plan in plans for arm in plan.arms}
         by_monitor: dict[str, list[Measurement]] = {}

@@ -89,3 +89,9 @@ class Rollout(Record, frozen=True, kw_only=True):
     started: Time
     ended: Time | None = None
     revision: int = 1
+
+    @property
+    def change(self) -> str:
+        """Say from which version to which, in short."""
+        before = "" if self.champion is None else f"v{self.champion} -> "
+        return f"{before}v{self.challenger}"
