@@ -93,6 +93,7 @@ class Up:
     def kill(self):
         """Pull the plug on the supervisor; its children must go with it."""
         pull_the_plug(self.process, self.folder)
+        self.process.communicate(timeout=20)
 
 
 def processes_of(folder):

@@ -32,13 +32,13 @@ UNTIL = "2013-04-06"
 
 
 def begin(folder):
-    return subprocess.Popen(
-        [*KEEPWELL, "demo", ".", "--exit", "--summary", "summary.json"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with (folder / "said.txt").open("w") as said:
+        return subprocess.Popen(
+            [*KEEPWELL, "demo", ".", "--exit", "--summary", "summary.json"],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
 
 
 def progress(state):
@@ -76,11 +76,11 @@ def test_a_kill_of_each_process_at_moments_of_the_whole_job_changes_nothing_of_i
                 demo = begin(folder)
             else:
                 kill(processes_of(folder)[victim])
-        _, said = demo.communicate(timeout=60)
+        demo.wait(timeout=60)
     finally:
         if demo.poll() is None:
             pull_the_plug(demo, folder)
-    assert demo.returncode == 0, said
+    assert demo.returncode == 0, (folder / "said.txt").read_text()
     assert all(kills.values()), kills
 
     summary = json.loads((folder / "summary.json").read_text())

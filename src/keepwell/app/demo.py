@@ -240,8 +240,7 @@ class Demo:
             )
         for rollout in store.find(Rollout):
             self._tell(
-                f"   {rollout.strategy} {rollout.change}: {rollout.state}."
-                f" {rollout.reason[:160]}",
+                f"   {rollout.strategy} {rollout.change}: {rollout.state}. {rollout.reason[:160]}",
                 key=rollout.id + rollout.state,
             )
         for activation in store.find(Activation):

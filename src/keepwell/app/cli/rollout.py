@@ -24,10 +24,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print_json({"rollouts": rollouts, "plans": plans})
         return 0
-    rows = [
-        (r.id, r.strategy, f"v{r.champion} -> v{r.challenger}", r.state, r.reason[:90])
-        for r in rollouts
-    ]
+    rows = [(r.id, r.strategy, r.change, r.state, r.reason[:90]) for r in rollouts]
     sys.stdout.write(table(rows, ("rollout", "strategy", "versions", "state", "reason")) + "\n\n")
     plan_rows = [
         (p.endpoint, str(p.revision), iso(p.created), describe_plan(p), p.by) for p in plans

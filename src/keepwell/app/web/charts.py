@@ -131,4 +131,4 @@ def _short(value: float) -> str:
     """Write a tick in at most six characters: ``31k`` rather than ``3.11e+04``."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:.3g}M"
-    return f"{value / 1e3:.3g}k" if abs(value) >= 1e4 else f"{value:.3g}"
+    return f"{value / 1e3:.3g}k" if abs(value) >= 1e3 else f"{value:.3g}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import msgspec
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
@@ -37,6 +38,7 @@ from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.statements import read_evidence
+from keepwell.lifecycle.cards import write_card
 from keepwell.serving.rollouts import describe_plan, latest_plan
 from keepwell.watch.health import health
 from keepwell.watch.ledger import totals
@@ -156,13 +158,17 @@ class Pages:
         if not versions:
             raise NotFound(f"There is no model {name!r}.")
         entry = store.get(CatalogueEntry, name)
+        # The catalogue's card is of the version last proposed; readers ask about the one that serves.
+        shown = next((v for v in versions if v.state == "active"), versions[0])
+        known = name in self._state.project.models
         return self.render(
             "model.html",
             request,
             name=name,
             versions=versions,
             entry=entry,
-            card=self._state.blobs.get(entry.card).decode() if entry else "",
+            shown=shown,
+            card=write_card(self._state.context, shown) if known else "",
             sets={t.content: t for t in store.find(TrainingSet, {"model": name})},
         )
 
@@ -251,7 +257,8 @@ class Pages:
                 by_monitor.setdefault(measured.monitor, []).append(measured)
         marks = self._marks(name)
         order = {"performance": 0, "business": 1, "estimate": 2, "prediction": 3, "traffic": 4}
-        charts = []
+        charts: list[tuple[str, Markup, str]] = []
+        drifts: list[tuple[str, Markup, str]] = []
         for monitor, series in sorted(
             by_monitor.items(), key=lambda item: (order.get(item[1][-1].kind, 9), item[0])
         ):
@@ -261,8 +268,9 @@ class Pages:
             chart = line_chart(
                 points, label=f"{monitor} over time", reference=series[-1].reference, marks=marks
             )
-            charts.append((monitor, chart, series[-1].message))
-        return self.render("monitors.html", request, name=name, charts=charts)
+            drift = monitor.startswith("drift:")
+            (drifts if drift else charts).append((monitor, chart, series[-1].message))
+        return self.render("monitors.html", request, name=name, charts=charts, drifts=drifts)
 
     def ledger(self, request: Request) -> Response:
         """What was earned."""
