@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import tomllib
 import traceback
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from keepwell.core.errors import InvalidInput, NotFound, near_miss
+from keepwell.core.clock import duration
+from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, near_miss
 from keepwell.core.project import ModelDeclaration, Project, collecting
-from keepwell.core.settings import Settings
+from keepwell.core.settings import DURATIONS, Settings
+from keepwell.serving.strategies import STRATEGIES
 
 FILE = "keepwell.toml"
 
@@ -48,13 +52,66 @@ def read_settings(folder: Path) -> Settings:
             f"The file is not valid TOML: {error}.", where=str(path), todo="Mend that line."
         ) from error
     try:
-        return msgspec.convert(values, type=Settings)
+        settings = msgspec.convert(values, type=Settings)
     except msgspec.ValidationError as error:
+        raise _wrong_value(path, str(error)) from error
+    for table, field in DURATIONS:
+        given = getattr(getattr(settings, table), field)
+        try:
+            duration(given or "0s")
+        except InvalidInput as error:
+            raise InvalidInput(
+                error.what, where=f"{path}: {table}.{field}", todo=error.todo
+            ) from error
+    if settings.server.port and settings.server.port == settings.server.gateway_port:
         raise InvalidInput(
-            f"{error}.",
-            where=str(path),
-            todo="The reference page 'settings' lists every table and field.",
-        ) from error
+            f"The server and the gateway have one port, {settings.server.port}.",
+            where=f"{path}: server.gateway_port",
+            todo="Give them two; 0 takes a free one.",
+        )
+    if settings.rollout.strategy not in STRATEGIES.names():
+        raise InvalidInput(
+            f"There is no strategy {settings.rollout.strategy!r}.",
+            where=f"{path}: rollout.strategy",
+            todo=near_miss(settings.rollout.strategy, STRATEGIES.names()),
+        )
+    return settings
+
+
+_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?$", re.DOTALL)
+_QUOTED = re.compile(r"(?:unknown field `|enum value ')([^`']*)")
+
+
+def _wrong_value(path: Path, said: str) -> InvalidInput:
+    """Say what the reader of the values said, with the field's place in the file and the nearest allowed name."""
+    found = _PLACE.match(said)
+    what, place = (found["what"], found["place"] or "") if found else (said, "")
+    quoted = _QUOTED.search(what)
+    allowed = _allowed(place)
+    return InvalidInput(
+        f"{what}.".replace("Object", "The table"),
+        where=f"{path}: {place}" if place else str(path),
+        todo=near_miss(quoted[1], allowed)
+        if quoted and allowed
+        else "The page 'settings' of the reference lists every table and field.",
+    )
+
+
+def _allowed(place: str) -> list[str]:
+    """List the names that may stand at a place such as ``policy`` or ``users[...].roles[0]``."""
+    found: Any = msgspec.inspect.type_info(Settings)
+    for name in re.findall(r"[^.\[\]]+(?=\.|\[|\]|$)|\.\.\.", place):
+        if isinstance(found, msgspec.inspect.UnionType):
+            found = next(t for t in found.types if not isinstance(t, msgspec.inspect.NoneType))
+        if isinstance(found, msgspec.inspect.StructType):
+            found = next((f.type for f in found.fields if f.encode_name == name), None)
+        elif isinstance(found, msgspec.inspect.DictType):
+            found = found.value_type
+        else:
+            found = getattr(found, "item_type", None)
+    if isinstance(found, msgspec.inspect.StructType):
+        return [field.encode_name for field in found.fields]
+    return [str(value) for value in getattr(found, "values", ())]
 
 
 def read_project(folder: Path, settings: Settings) -> Project:
@@ -85,20 +142,26 @@ def read_project(folder: Path, settings: Settings) -> Project:
     with collecting(Project(name=settings.project.name)) as project:
         try:
             spec.loader.exec_module(module)
-        except InvalidInput:
-            raise
-        except Exception as error:
-            frames = [
-                f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
-            ]
-            line = f":{frames[-1].lineno}" if frames else ""
+        except KeepwellError as error:
+            place = ": ".join(part for part in (_line(path, error), error.where) if part)
+            raise type(error)(error.what, where=place, todo=error.todo) from error
+        except (Exception, SystemExit) as error:
+            said = error.msg if isinstance(error, SyntaxError) else error
             raise InvalidInput(
-                f"Importing it raised {type(error).__name__}: {error}.",
-                where=f"{path}{line}",
+                f"Importing it raised {type(error).__name__}: {said}.",
+                where=_line(path, error),
                 todo="Mend that line.",
             ) from error
     _check(folder, settings, project)
     return project
+
+
+def _line(path: Path, error: BaseException) -> str:
+    """Give ``file:line`` of the module where an exception came from."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f"{path}:{frames[-1].lineno}" if frames else str(path)
 
 
 def _check(folder: Path, settings: Settings, project: Project) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from keepwell.app.procedures import work_of
 from keepwell.app.wiring import State, open_state
-from keepwell.core.errors import InvalidInput, KeepwellError, near_miss
+from keepwell.core.errors import InvalidInput, as_error, near_miss
 from keepwell.core.records.work import Work
 from keepwell.lifecycle.training import fit, take_data
 from keepwell.serving.worker import die_with_parent
@@ -34,24 +36,31 @@ def _fit(state: State, work: Work) -> None:
 TASKS = {"take_data": _take_data, "fit": _fit}
 
 
+def _task(name: str) -> Callable[[State, Work], None]:
+    if name not in TASKS:
+        raise InvalidInput(f"There is no task {name!r}.", todo=near_miss(name, TASKS))
+    return TASKS[name]
+
+
 def main() -> int:
     """Run ``execute FOLDER TASK WORK PARENT``; an error goes to standard output as one line of JSON."""
     folder, task, work_id, parent = sys.argv[1:5]
     die_with_parent(int(parent))
     try:
-        if task not in TASKS:
-            raise InvalidInput(f"There is no task {task!r}.", todo=near_miss(task, TASKS))
         state = open_state(Path(folder))
-        TASKS[task](state, work_of(state, work_id))
-    except KeepwellError as error:
+        _task(task)(state, work_of(state, work_id))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the outermost door of this process
+        known = as_error(error)
+        if known is not error:
+            traceback.print_exc()
         said = {
-            "kind": type(error).__name__,
-            "what": error.what,
-            "where": error.where,
-            "todo": error.todo,
+            "kind": type(known).__name__,
+            "what": known.what,
+            "where": known.where,
+            "todo": known.todo,
         }
         sys.stdout.write(f"\n{msgspec.json.encode(said).decode()}\n")
-        return error.exit_status
+        return known.exit_status
     return 0
 
 

@@ -52,6 +52,11 @@ class Supervisor:
                 where=str(self._state.folder),
                 todo="Use the one that runs, or end it first.",
             ) from error
+        try:
+            self._need_ports()
+        except BaseException:
+            self.stop()
+            raise
         for name in ("gateway", "server", "worker-process"):
             (run / f"{name}.json").unlink(missing_ok=True)
         self._state.store.version()  # migrates, and says what is wrong, before anything starts
@@ -63,6 +68,15 @@ class Supervisor:
             self.stop()
             raise
         return self
+
+    def _need_ports(self) -> None:
+        """Say which port is taken before anything starts, rather than in the log of a process that ended."""
+        from keepwell.serving.pool import bind
+
+        server = self._state.settings.server
+        for port in (server.port, server.gateway_port):
+            if port:
+                bind(server.host, port).close()
 
     def __exit__(self, *_: object) -> None:
         """Stop everything."""

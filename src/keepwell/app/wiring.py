@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +15,12 @@ from keepwell.adapters.alerts.file import AlertFile
 from keepwell.adapters.alerts.webhook import Webhook
 from keepwell.adapters.blobs.files import FileBlobs
 from keepwell.adapters.executor import ProcessExecutor
-from keepwell.adapters.signing.dsse import DsseSigner, DsseVerifier, open_signer
+from keepwell.adapters.signing.dsse import DsseSigner, DsseVerifier, has_key, open_signer
 from keepwell.adapters.stores.sql import SqlStore, open_store
 from keepwell.app.config import load
 from keepwell.checks.model.validation import loss_rows
 from keepwell.core.clock import SystemClock
-from keepwell.core.errors import NotFound
+from keepwell.core.errors import Corrupt, Refused
 from keepwell.core.ports.alerts import Channel
 from keepwell.core.ports.engine import Engine
 from keepwell.core.ports.rollouts import Gain
@@ -36,6 +35,7 @@ from keepwell.serving.application import HttpApplication
 from keepwell.serving.rollouts import RolloutDriver
 from keepwell.serving.segments import SegmentLog
 from keepwell.serving.stage import GatewayStage
+from keepwell.training.own import money_of
 from keepwell.watch.drills import alert_drill
 from keepwell.watch.watcher import Watcher
 
@@ -62,18 +62,26 @@ class State:
         wanted = {
             name: User(name=name, roles=given.roles) for name, given in self.settings.users.items()
         }
-        key = SigningKey(
-            keyid=self.signer.keyid, public=self.signer.public, created=self.clock.now()
-        )
+        # A key is made once. One that is lost is not replaced without a word: see ``signer``.
+        lost = not has_key(self.state / "keys") and store.count(SigningKey) > 0
+        key = None if lost else self._own_key()
         changed = {
             name: user
             for name, user in wanted.items()
             if name not in known or known[name].roles != user.roles
         }
-        if not changed and store.get(SigningKey, key.keyid) is not None:
+        # Whoever is no longer declared stays for the audit trail, and may do nothing.
+        changed |= {
+            name: msgspec.structs.replace(user, roles=())
+            for name, user in known.items()
+            if name not in wanted and user.roles
+        }
+        if key is not None and store.get(SigningKey, key.keyid) is not None:
+            key = None
+        if not changed and key is None:
             return
         with store.transaction(actor="keepwell.toml") as transaction:
-            if transaction.get(SigningKey, key.keyid) is None:
+            if key is not None and transaction.get(SigningKey, key.keyid) is None:
                 transaction.add(key)
             for name, user in changed.items():
                 before = transaction.get(User, name)
@@ -93,8 +101,32 @@ class State:
 
     @cached_property
     def signer(self) -> DsseSigner:
-        """The project's signer."""
+        """The project's signer. Raises Corrupt if its key is lost."""
+        if self.store.count(SigningKey) and not has_key(self.state / "keys"):
+            raise Corrupt(
+                "The project's signing key is not there any more.",
+                where=str(self.state / "keys"),
+                todo="Restore it from a backup, or let a new one sign from now on"
+                " with 'keepwell evidence new-key'.",
+            )
         return open_signer(self.state / "keys")
+
+    def _own_key(self) -> SigningKey:
+        signer = open_signer(self.state / "keys")
+        return SigningKey(keyid=signer.keyid, public=signer.public, created=self.clock.now())
+
+    def new_key(self, *, actor: str) -> SigningKey:
+        """Make a key where the old one is lost. Raises Refused if it is not."""
+        if has_key(self.state / "keys"):
+            raise Refused(
+                "The project has its signing key.",
+                where=str(self.state / "keys"),
+                todo="Move it away first if it must not sign any more.",
+            )
+        key = self._own_key()
+        with self.store.transaction(actor=actor) as transaction:
+            transaction.add(key, reason="the old key is lost")
+        return key
 
     @cached_property
     def verifier(self) -> DsseVerifier:
@@ -223,9 +255,7 @@ def gain_of(project: Project, model: str, *, metric: str) -> Gain:
         return -loss_rows(declared.task, np.asarray(outcomes), np.asarray(predictions))
 
     def by_kpi(predictions: Any, outcomes: Any) -> Any:
-        if declared.kpi_function is None:
-            raise NotFound(f"The model {model!r} declares no KPI.")
-        return np.asarray(declared.kpi_function(predictions, outcomes), dtype=np.float64)
+        return money_of(declared, np.asarray(predictions), np.asarray(outcomes))
 
     return by_kpi if metric == "kpi" else by_loss
 
@@ -242,8 +272,3 @@ def open_state(folder: Path) -> State:
     """Open the project in a folder. Raises NotFound, InvalidInput for what is wrong with its files."""
     settings, project = load(folder)
     return State(folder, settings, project)
-
-
-def hash_token(token: str) -> str:
-    """Give the form in which a token is kept."""
-    return hashlib.sha256(token.encode()).hexdigest()

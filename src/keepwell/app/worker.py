@@ -53,6 +53,7 @@ def run_worker(state: State, *, drain: bool = False) -> None:
     try:
         while not stop.is_set() and not getattr(engine, "lost", False):
             began = state.clock.now()
+            idle = drain and engine.idle()
             try:
                 busy = watcher.tick()
                 for replay in state.store.find(Replay, {"state": "done"}):
@@ -68,7 +69,8 @@ def run_worker(state: State, *, drain: bool = False) -> None:
                 stop.wait(1.0)
             else:
                 pulse.beat(began)
-            if drain and engine.idle():
+            # What work leaves behind is looked after in a round that begins when there is no more of it.
+            if idle and engine.idle():
                 return
             if not busy:
                 stop.wait(LOOK_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import traceback
 from typing import TYPE_CHECKING, ClassVar
@@ -84,14 +85,64 @@ class Unavailable(KeepwellError):
     exit_status = 7
 
 
+KINDS: dict[str, type[KeepwellError]] = {
+    kind.code: kind
+    for kind in (
+        KeepwellError,
+        InvalidInput,
+        NotFound,
+        Conflict,
+        Refused,
+        Corrupt,
+        Unavailable,
+    )
+}
+"""Errors by code, as rows and answers name them."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def as_error(error: BaseException) -> KeepwellError:
+    """Give an error that a person can act on for any exception: itself, the machine's trouble, or a mistake in code."""
+    if isinstance(error, KeepwellError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        where = str(error.filename or "")
+        if error.errno in _FULL:
+            return Unavailable(
+                "The disk is full.", where=where, todo="Make room and try again; nothing was lost."
+            )
+        return Unavailable(
+            f"The machine refused: {error.strerror}.",
+            where=where,
+            todo="See that the file or folder is there and that you may use it.",
+        )
+    if isinstance(error, MemoryError):
+        return Unavailable(
+            "There is not enough memory.", todo="Use fewer rows or a larger machine."
+        )
+    return KeepwellError(
+        f"Something went wrong that nobody foresaw: {type(error).__name__}: {error}.",
+        where=users_line(error),
+        todo="Set KEEPWELL_TRACEBACK=1 to see where, and report it.",
+    )
+
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120 - compared with code objects' texts
+
+
 def users_line(error: BaseException) -> str:
     """Give ``file:line`` of the last place in the user's own code that an exception passed, not a library's."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [
         f
         for f in frames
-        if "site-packages" not in f.filename and f"{os.sep}keepwell{os.sep}" not in f.filename
+        if "site-packages" not in f.filename
+        and not f.filename.startswith(("<frozen", _PACKAGE))
+        and os.path.dirname(os.__file__) not in f.filename  # noqa: PTH120
     ]
+    if not frames:
+        return "unknown"
     last = (own or list(frames))[-1]
     return f"{last.filename}:{last.lineno}"
 

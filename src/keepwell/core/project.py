@@ -321,6 +321,22 @@ def model(
             where=f"model {name!r}",
             todo=near_miss(task, ["binary", "multiclass", "regression"]),
         )
+    if risk not in ("low", "medium", "high"):
+        raise InvalidInput(
+            f"The risk {risk!r} is unknown.",
+            where=f"model {name!r}",
+            todo=near_miss(risk, ["low", "medium", "high"]),
+        )
+    given: Any = features
+    if isinstance(given, str) or not given:
+        raise InvalidInput(
+            "The model has no features." if not features else "The features are one text.",
+            where=f"model {name!r}",
+            todo="Write features=[...], the names of the columns that it may see.",
+        )
+    repeated = sorted({one for one in features if list(features).count(one) > 1})
+    if repeated:
+        raise InvalidInput(f"The feature {repeated[0]!r} is named twice.", where=f"model {name!r}")
     declared = ModelDeclaration(
         name=name,
         source=source.name,

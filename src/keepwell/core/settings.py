@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from keepwell.core.records.lifecycle import Role
 
 Number = int | float
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Limit = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+"""A part of a whole, or a probability of error: neither none nor all of it."""
+
+DURATIONS: tuple[tuple[str, str], ...] = (
+    ("policy", "approval_expires"),
+    ("renewal", "history"),
+    ("monitors", "window"),
+    ("monitors", "cooldown"),
+)
+"""Table and field of the values that are lengths of time; an empty one stands for none."""
 
 
 class Values(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,11 +53,11 @@ class ServerSettings(Values, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     """Address that the server and the gateway listen on."""
-    port: int = 7070
+    port: Port = 7070
     """Control API, tracking API and dashboard."""
-    gateway_port: int = 7071
+    gateway_port: Port = 7071
     """Predictions and outcomes."""
-    gateway_workers: int = 1
+    gateway_workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """Processes that answer predictions, on one shared socket."""
 
 
@@ -58,33 +71,33 @@ class UserSettings(Values, frozen=True, kw_only=True):
 class PolicySettings(Values, frozen=True, kw_only=True):
     """``[policy]``: the limits of a release, an activation and a renewal."""
 
-    approvals: int = 2
+    approvals: Count = 2
     """People other than the author who must consent before an activation goes on."""
     approval_expires: str = "90d"
     """How long an approval holds; a version that loses its approvals is not served any more."""
     beat_baseline: bool = True
     """The candidate's loss must be lower than the baseline's with its whole 95% interval."""
-    worst_slice_rows: int = 200
+    worst_slice_rows: Count = 200
     """Slices with fewer validation rows than this are not judged."""
-    worst_slice_calibration: float = 0.10
+    worst_slice_calibration: Limit = 0.10
     """Largest distance between mean prediction and mean label in any slice (binary)."""
-    worst_slice_loss_ratio: float = 1.0
+    worst_slice_loss_ratio: Limit = 1.0
     """In no slice may the loss be more than this many times the baseline's, beyond its interval."""
-    calibration_error: float = 0.05
+    calibration_error: Limit = 0.05
     """Largest expected calibration error on the validation rows (binary), a probability."""
-    seed_spread: float = 0.02
+    seed_spread: Limit = 0.02
     """Largest relative change of the loss between seeds. Kept with the policy; no step reads it yet."""
-    load_seconds: float = 20.0
+    load_seconds: Limit = 20.0
     """Longest time in which a fresh process may load the version, in seconds."""
-    memory_mb: float = 1024.0
+    memory_mb: Limit = 1024.0
     """Most memory that the process may hold with the version loaded, in MB (a million bytes)."""
-    latency_ms: float = 250.0
+    latency_ms: Limit = 250.0
     """Largest 95th percentile of the time of a request with one row, in milliseconds."""
-    kpi_rows: int = 500
+    kpi_rows: Count = 500
     """Labelled live decisions that the activation's last step waits for."""
     kpi_floor: float = 0.0
     """The KPI's gain over the baseline, per decision, must be above this with its whole interval (release)."""
-    validation_share: float = 0.2
+    validation_share: Share = 0.2
     """The newest share of the training set, by time, is kept for validation."""
     renewal_needs_person: bool = False
     """True: a renewal that was released waits for somebody to activate it."""
@@ -108,13 +121,13 @@ class RolloutSettings(Values, frozen=True, kw_only=True):
     """Name in the catalog of strategies: ``basic``, ``canary``, ``champion-challenger``."""
     metric: Literal["loss", "kpi"] = "loss"
     """What the two are compared by: the proper loss of their probabilities, or the project's money rule."""
-    alpha: float = 0.05
+    alpha: Share = 0.05
     """Chance of a wrong verdict, however often the rollout is looked at."""
-    min_rows: int = 500
+    min_rows: Count = 500
     """Decisions of the challenger (with their labels, where it is compared by them) before any promotion."""
-    max_days: float = 28.0
+    max_days: Limit = 28.0
     """A challenger that has not won by then is refused; days of event time."""
-    canary_share: float = 0.05
+    canary_share: Share = 0.05
     """Share of the traffic that a canary answers."""
 
 
@@ -130,9 +143,9 @@ class MonitorSettings(Values, frozen=True, kw_only=True):
 
     window: str = "7d"
     """Length of a window of event time."""
-    alpha: float = 0.01
+    alpha: Share = 0.01
     """False alarms allowed, per monitored series over a year of windows."""
-    min_rows: int = 500
+    min_rows: Count = 500
     """Rows below which a window is measured but not judged."""
     retrain_on: tuple[str, ...] = ("performance", "business")
     """Kinds of monitors whose alarm asks for a renewal."""
@@ -166,9 +179,9 @@ class DemoSettings(Values, frozen=True, kw_only=True):
     """The user who trains."""
     approvers: tuple[str, ...]
     """The users who approve."""
-    rows_a_request: int = 1
+    rows_a_request: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
     """Decisions in one request of the replay."""
-    connections: int = 32
+    connections: Annotated[int, msgspec.Meta(ge=1)] = 32
     """Connections that the replay keeps open at once."""
 
 

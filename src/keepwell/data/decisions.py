@@ -78,6 +78,21 @@ def _decisions(
                 where=where,
                 todo=near_miss(column, frame.columns),
             )
+    if not (
+        frame.schema[model.label].is_numeric() or frame.schema[model.label] in (pl.Boolean, pl.Null)
+    ):
+        raise InvalidInput(
+            f"Its label column {model.label!r} holds {frame.schema[model.label]}, not numbers.",
+            where=where,
+            todo="Turn it into numbers in the source: 0 and 1 for a binary task.",
+        )
+    if not isinstance(frame.schema[model.label_known_at], pl.Datetime | pl.Date):
+        raise InvalidInput(
+            f"Its label's time column {model.label_known_at!r} holds"
+            f" {frame.schema[model.label_known_at]}, not times.",
+            where=where,
+            todo="Convert it with .str.to_datetime() or .cast(pl.Datetime).",
+        )
     at = microseconds(pl.col(source.timestamp).cast(pl.Datetime("us")))
     inside = at < until
     if since is not None:

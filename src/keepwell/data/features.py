@@ -22,7 +22,7 @@ def run_view(transform: Callable[[Any], Any], frame: pl.DataFrame, *, where: str
         result: Any = transform(frame)
     except KeepwellError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidInput(
             f"It raised {type(error).__name__}: {error}",
             where=f"{where} ({users_line(error)})",

@@ -22,16 +22,16 @@ def load_source(source: Source) -> pl.DataFrame:
     where = f"source {source.name!r}"
     try:
         frame: Any = source.load()
+        if isinstance(frame, pl.LazyFrame):
+            frame = frame.collect()
     except KeepwellError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidInput(
-            f"Loading it raised {type(error).__name__}: {error}",
+            f"Loading it raised {type(error).__name__}: {str(error).split(chr(10) * 2)[0]}",
             where=f"{where} ({users_line(error)})",
             todo="Mend the loading function, or see that its file exists and can be read.",
         ) from error
-    if isinstance(frame, pl.LazyFrame):
-        frame = frame.collect()
     if not isinstance(frame, pl.DataFrame):
         raise InvalidInput(
             f"The loading function gave a {type(frame).__name__}.",

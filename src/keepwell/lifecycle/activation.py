@@ -72,12 +72,39 @@ def enqueue_activation(
     strategy: str = "",
 ) -> Activation:
     """Do what ``start_activation`` does, inside a transaction that has other things to say too."""
+    endpoint, strategy = course_of(context, transaction, version, strategy=strategy)
+    now = context.clock.now()
+    policy = keep_policy(transaction, policy_of(version.model, context.settings.policy, now=now))
+    activation = Activation(
+        id=f"activation-{version.model}-{version.version}-{secrets.token_hex(3)}",
+        model=version.model,
+        version=version.version,
+        state="running",
+        policy=policy,
+        requested_by=actor,
+        started=now,
+        endpoint=endpoint,
+        strategy=strategy,
+    )
+    transaction.add(activation)
+    transaction.add(activation_work(activation, attempt=1, now=now))
+    return activation
+
+
+def course_of(
+    context: Context, store: Reader, version: ModelVersion, *, strategy: str = ""
+) -> tuple[str, str]:
+    """Give the endpoint and the strategy by which a version would be activated.
+
+    Raises Refused if it is not released, Conflict if an activation of it is under way, NotFound if nothing
+    serves its model or the strategy is unknown.
+    """
     if version.state not in {"released", "active"}:
         raise Refused(
             f"{version.label()} is {version.state}, not released.",
             todo=f"Run 'keepwell release {version.label()}' first.",
         )
-    running = transaction.find(
+    running = store.find(
         Activation,
         {
             "model": version.model,
@@ -92,23 +119,10 @@ def enqueue_activation(
             where=running[0].id,
         )
     endpoint = endpoint_name(context, version.model)
-    plan = latest_plan(endpoint, store=transaction)
-    now = context.clock.now()
-    policy = keep_policy(transaction, policy_of(version.model, context.settings.policy, now=now))
-    activation = Activation(
-        id=f"activation-{version.model}-{version.version}-{secrets.token_hex(3)}",
-        model=version.model,
-        version=version.version,
-        state="running",
-        policy=policy,
-        requested_by=actor,
-        started=now,
-        endpoint=endpoint,
-        strategy=strategy or (context.settings.rollout.strategy if plan else "basic"),
-    )
-    transaction.add(activation)
-    transaction.add(activation_work(activation, attempt=1, now=now))
-    return activation
+    plan = latest_plan(endpoint, store=store)
+    chosen = strategy or (context.settings.rollout.strategy if plan and plan.arms else "basic")
+    context.rollouts.check(chosen)
+    return endpoint, chosen
 
 
 def activation_work(activation: Activation, *, attempt: int, now: int) -> Work:
@@ -432,6 +446,7 @@ def _failed(
     version: ModelVersion,
     reason: str,
 ) -> None:
+    _broken(context, transaction, procedure, version, reason)
     current = transaction.get(ModelVersion, version.model, version.version)
     if current is None or current.state == "refused":
         return
@@ -447,13 +462,31 @@ def _failed(
     )
 
 
+def _broken(
+    context: Context,
+    transaction: Transaction,
+    procedure: Procedure,
+    version: ModelVersion,
+    reason: str,
+) -> None:
+    """Give the endpoint back to the plan that was in force before the deployment."""
+    context.rollouts.call_off(
+        transaction,
+        id=f"rollout-{procedure.id}",
+        actor=procedure.requested_by,
+        reason=f"the activation of {version.label()} failed at {procedure.step!r}: {reason}",
+    )
+
+
 ACTIVATION = Course(
     kind=Activation,
+    work="activate",
     steps=tuple(
         StepDeclaration(name, ask) for name, ask in zip(ACTIVATION_STEPS, _ASK, strict=True)
     ),
     passed=_passed,
     failed=_failed,
+    broken=_broken,
 )
 
 

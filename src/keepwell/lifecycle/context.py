@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from keepwell.core.ports.blobs import Blobs
     from keepwell.core.ports.signing import Signer
     from keepwell.core.ports.stage import Application, Stage
-    from keepwell.core.ports.store import Store
+    from keepwell.core.ports.store import Store, Transaction
     from keepwell.core.project import Project
     from keepwell.core.records.evidence import CheckResult
     from keepwell.core.records.models import ModelVersion
@@ -34,6 +34,18 @@ class Rollouts(Protocol):
         actor: str,
     ) -> Rollout:
         """Begin, or give the rollout of this id if it has begun already. Raises Refused, InvalidInput."""
+        ...
+
+    def check(self, strategy: str) -> None:
+        """Raise NotFound, with the nearest name, unless there is such a strategy."""
+        ...
+
+    def call_off(self, transaction: Transaction, *, id: str, actor: str, reason: str) -> bool:
+        """Take back what the rollout of this id has changed, in the caller's transaction.
+
+        Its endpoint returns to the plan before it, or to one that nobody answers. Tells whether anything
+        changed: nothing does if the plan in force does not name the rollout's version.
+        """
         ...
 
 

@@ -13,7 +13,9 @@ from keepwell.core.records.lifecycle import Activation, Release
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.watching import Decision
 from keepwell.core.records.work import Work
-from keepwell.lifecycle.activation import wake_waiting
+from keepwell.lifecycle.activation import ACTIVATION, wake_waiting
+from keepwell.lifecycle.procedures import close_broken
+from keepwell.lifecycle.release import RELEASE
 from keepwell.lifecycle.training import training_work
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ ACTOR = "keepwell"
 
 def turn(context: Context) -> int:
     """Act on everything that is due now, and say how many things that was. Safe to call from anywhere, any time."""
-    return take_decisions(context) + wake_waiting(context)
+    closed = sum(close_broken(context, course) for course in (RELEASE, ACTIVATION))
+    return closed + take_decisions(context) + wake_waiting(context)
 
 
 def take_decisions(context: Context) -> int:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from keepwell.core.errors import NotFound
+from keepwell.core.errors import Conflict, NotFound
 from keepwell.core.records.evidence import CheckResult, Verdict, joint_verdict
 from keepwell.core.records.lifecycle import Procedure, StepResult
 from keepwell.core.records.models import ModelVersion
+from keepwell.core.records.work import Work
 from keepwell.core.statements import TEST_RESULT, sign_evidence
 
 if TYPE_CHECKING:
@@ -35,12 +36,18 @@ class StepDeclaration(msgspec.Struct, frozen=True):
 
 
 class Course(msgspec.Struct, frozen=True):
-    """A kind of procedure: its record, its steps, and what follows its end (in the ending transaction)."""
+    """A kind of procedure: its record, its work, its steps, and what follows its end (in the ending transaction).
+
+    ``failed`` follows a verdict that lets nobody through; ``broken`` a step that could not be asked, which
+    says nothing about the version.
+    """
 
     kind: type[Procedure]
+    work: str
     steps: tuple[StepDeclaration, ...]
     passed: Callable[[Context, Transaction, Procedure, ModelVersion], None]
     failed: Callable[[Context, Transaction, Procedure, ModelVersion, str], None]
+    broken: Callable[[Context, Transaction, Procedure, ModelVersion, str], None]
 
 
 def version_of(procedure: Procedure, *, store: Reader) -> ModelVersion:
@@ -150,3 +157,42 @@ def _conclude(
             transaction.replace(ended, reason="all steps passed")
             course.passed(context, transaction, ended, version)
     return goes_on
+
+
+def close_broken(context: Context, course: Course) -> int:
+    """End the procedures whose work has failed, and say how many.
+
+    A step that raises leaves no verdict, only failed work: without this its procedure would count as under
+    way for ever. Level-triggered, so that looking again after any crash finds it.
+    """
+    closed = 0
+    for procedure in context.store.find(course.kind, {"state": "running"}):
+        failed = _failed_work(course, procedure, store=context.store)
+        if failed is None:
+            continue
+        reason = failed.error.removeprefix(f"{procedure.step}: ")
+        version = version_of(procedure, store=context.store)
+        ended = revise(procedure, state="failed", reason=reason, ended=context.clock.now())
+        try:
+            with context.store.transaction(actor=procedure.requested_by) as transaction:
+                transaction.replace(ended, reason=failed.error)
+                course.broken(context, transaction, ended, version, reason)
+        except Conflict:
+            continue  # another process closed it
+        closed += 1
+    return closed
+
+
+def _failed_work(course: Course, procedure: Procedure, *, store: Reader) -> Work | None:
+    """Give the newest work of a procedure if it failed and none is left to do."""
+    label = f"{procedure.model}/{procedure.version}"
+    work = [
+        found
+        for found in store.find(
+            Work, {"subject": label, "kind": course.work}, order=["created", "id"]
+        )
+        if found.args.get("procedure") == procedure.id
+    ]
+    if not work or any(found.state in {"queued", "running"} for found in work):
+        return None
+    return work[-1] if work[-1].state == "failed" else None

@@ -35,6 +35,7 @@ from keepwell.lifecycle.context import Context
 from keepwell.lifecycle.policies import read_policy
 from keepwell.lifecycle.validation import as_request_rows, read_golden, read_parts, read_validation
 from keepwell.stats.performance import roc_auc
+from keepwell.training.own import money_of
 from keepwell.training.train import reproduce
 
 SAMPLE_ROWS = 500
@@ -371,12 +372,10 @@ def kpi_validation(
     limits = read_policy(procedure.policy, store=context.store)
     declared = context.project.model(version.model)
     rows, _ = read_validation(version, blobs=context.blobs)
-    if declared.kpi_function is None:
-        raise NotFound(f"The model {version.model!r} declares no KPI.")
     return (
         kpi_gain(
-            declared.kpi_function(rows.prediction, rows.label),
-            declared.kpi_function(rows.baseline, rows.label),
+            money_of(declared, rows.prediction, rows.label),
+            money_of(declared, rows.baseline, rows.label),
             clusters=rows.days,
             unit=declared.kpi_unit,
             floor=limits.kpi_floor,

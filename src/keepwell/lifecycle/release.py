@@ -117,8 +117,21 @@ def _failed(
     _set_state(context, transaction, version, "refused", f"{procedure.step}: {reason}")
 
 
+def _broken(
+    context: Context,
+    transaction: Transaction,
+    procedure: Procedure,
+    version: ModelVersion,
+    reason: str,
+) -> None:
+    """Say on the version why its release ended without a verdict; it may be released again."""
+    # An earlier release counts no more once another has begun: the version is as before any.
+    _set_state(context, transaction, version, "registered", f"{procedure.step}: {reason}")
+
+
 RELEASE = Course(
     kind=Release,
+    work="release",
     steps=tuple(
         StepDeclaration(name, ask)
         for name, ask in zip(
@@ -137,6 +150,7 @@ RELEASE = Course(
     ),
     passed=_passed,
     failed=_failed,
+    broken=_broken,
 )
 
 

@@ -16,9 +16,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "approve": frozenset({"approver", "admin"}),
     "activate": frozenset({"author", "operator", "admin"}),
     "rollout": frozenset({"operator", "admin"}),
+    "new key": frozenset({"operator", "admin"}),
     "rollback": frozenset({"operator", "approver", "admin"}),
 }
 """Roles by verb. ``rollback`` is wide on purpose: whoever sees the fire may pull the lever."""
+
+_SAID = {"new key": "make a new signing key"}
 
 
 def require(name: str, verb: str, *, store: Reader) -> User | None:
@@ -27,18 +30,18 @@ def require(name: str, verb: str, *, store: Reader) -> User | None:
     A project that declares no users is one person's own: then anyone may, and None is given.
     Raises Refused.
     """
-    if not store.count(User):
+    if not any(known.roles for known in store.find(User)):
         return None
     user = store.get(User, name)
     if user is None:
         raise Refused(
             f"There is no user {name!r} in this project.",
-            todo=near_miss(name, [known.name for known in store.find(User)])
+            todo=near_miss(name, [known.name for known in store.find(User) if known.roles])
             + " Declare users under [users] in keepwell.toml, and act as one with --as NAME.",
         )
     if not ALLOWED[verb] & set(user.roles):
         raise Refused(
-            f"{name} may not {verb}: their roles are {', '.join(user.roles) or 'none'}.",
+            f"{name} may not {_SAID.get(verb, verb)}: their roles are {', '.join(user.roles) or 'none'}.",
             todo=f"One of these roles is needed: {', '.join(sorted(ALLOWED[verb]))}.",
         )
     return user

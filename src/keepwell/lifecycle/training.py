@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from keepwell.core.clock import iso
 from keepwell.core.errors import InvalidInput, NotFound, near_miss
 from keepwell.core.records.data import TrainingSet
 from keepwell.core.records.models import ModelVersion
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from keepwell.core.settings import Settings
     from keepwell.lifecycle.context import Context
 
+TRAINING_SET = "training_set"
+"""The argument in which training work notes the training set that it has taken."""
 TRAIN_STEPS = ("take data", "fit", "request release")
 
 
@@ -60,8 +65,18 @@ def training_work(
 
 
 def start_training(project: Project, work: Work, *, actor: str, store: Store) -> Work:
-    """Enqueue training. Raises NotFound for an unknown model or candidate, Refused for a role."""
+    """Enqueue training.
+
+    Raises NotFound for an unknown model or candidate, InvalidInput for a window without time in it,
+    Refused for a role.
+    """
     declared = project.model(work.subject)
+    since, until = _number(work, "since"), _number(work, "until")
+    if since is not None and until is not None and since >= until:
+        raise InvalidInput(
+            f"The window has no time in it: --since {iso(since)} is not before --until {iso(until)}.",
+            todo="Give an earlier --since or a later --until.",
+        )
     for candidate in candidates_of(work):
         if candidate not in declared.candidates:
             raise NotFound(
@@ -85,30 +100,30 @@ def _number(work: Work, name: str) -> int | None:
 
 
 def training_set_of(work: Work, *, store: Reader) -> TrainingSet | None:
-    """Give the training set that this work has made, if it has."""
-    found = store.find(
-        TrainingSet,
-        {
-            "model": work.subject,
-            "as_of": _number(work, "as_of"),
-            "since": _number(work, "since"),
-            "until": _number(work, "until"),
-        },
-        order=["-created"],
-        limit=1,
-    )
-    return found[0] if found else None
+    """Give the training set that this work has made or found, if it has."""
+    current = store.get(Work, work.id) or work
+    content = current.args.get(TRAINING_SET)
+    return store.get(TrainingSet, content) if content else None
 
 
 def versions_of(work: Work, *, store: Reader) -> list[ModelVersion]:
-    """List the versions that this work has registered."""
+    """List the versions that this work has registered, the newest of each candidate.
+
+    They are known by their training set, their author and the time: two trainings of the same data by the
+    same person that run at the same time are not told apart.
+    """
     training_set = training_set_of(work, store=store)
     if training_set is None:
         return []
     candidates = candidates_of(work)
     newest: dict[str, ModelVersion] = {}
     for version in store.find(ModelVersion, {"model": work.subject}, order=["version"]):
-        if version.training_set == training_set.content and version.candidate in candidates:
+        if (
+            version.training_set == training_set.content
+            and version.candidate in candidates
+            and version.author == work.args["author"]
+            and version.created >= work.created
+        ):
             newest[version.candidate] = version
     return list(newest.values())
 
@@ -118,17 +133,25 @@ def take_data(work: Work, *, project: Project, store: Store, blobs: Blobs, clock
     as_of, until = _number(work, "as_of"), _number(work, "until")
     if as_of is None or until is None:
         raise InvalidInput("Training needs the end of its window.", where=work.id)
-    if training_set_of(work, store=store) is None:
-        build_training_set(
-            project,
-            work.subject,
-            as_of=as_of,
-            since=_number(work, "since"),
-            until=until,
-            store=store,
-            blobs=blobs,
-            now=clock.now(),
-            actor=work.requested_by,
+    if training_set_of(work, store=store) is not None:
+        return
+    # The same rows make the same training set, whenever they were asked for: the work notes which it is.
+    training_set = build_training_set(
+        project,
+        work.subject,
+        as_of=as_of,
+        since=_number(work, "since"),
+        until=until,
+        store=store,
+        blobs=blobs,
+        now=clock.now(),
+        actor=work.requested_by,
+    )
+    with store.transaction(actor=work.requested_by) as transaction:
+        current = transaction.get(Work, work.id) or work
+        noted = {**current.args, TRAINING_SET: training_set.content}
+        transaction.replace(
+            msgspec.structs.replace(current, args=noted, revision=current.revision + 1)
         )
 
 

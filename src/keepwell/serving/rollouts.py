@@ -10,7 +10,7 @@ import msgspec
 
 from keepwell.core.clock import Clock, Time
 from keepwell.core.digest import short
-from keepwell.core.errors import Conflict, NotFound, Refused
+from keepwell.core.errors import Conflict, NotFound, Refused, near_miss
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
@@ -31,6 +31,10 @@ _STATES: dict[str, RolloutState] = {
 }
 
 
+BEFORE = "plan before"
+"""What a rollout remembers: the revision of the plan that it found in force, 0 if there was none."""
+
+
 def latest_plan(endpoint: str, *, store: Reader) -> TrafficPlan | None:
     """Give the traffic plan in force."""
     found = store.find(TrafficPlan, {"endpoint": endpoint}, order=["-revision"], limit=1)
@@ -49,17 +53,37 @@ def write_plan(
 ) -> TrafficPlan:
     """Add the next revision of an endpoint's plan, unless the plan in force says the same.
 
+    A plan without arms takes the endpoint out of use: what is called there is answered by nobody.
     Raises Conflict if another writer was first, Refused if the weights do not add up.
     """
-    if sum(arm.weight for arm in arms) != BUCKETS:
+    if arms and sum(arm.weight for arm in arms) != BUCKETS:
         raise Refused(
             f"The weights add up to {sum(arm.weight for arm in arms):,}, not {BUCKETS:,}.",
             where=f"endpoint {endpoint!r}",
         )
     before = latest_plan(endpoint, store=transaction)
+    plan = _next_plan(
+        before, endpoint, arms=arms, mirrors=mirrors, reason=reason, actor=actor, now=now
+    )
+    if plan is not before:
+        transaction.add(plan, reason=reason)
+    return plan
+
+
+def _next_plan(
+    before: TrafficPlan | None,
+    endpoint: str,
+    *,
+    arms: tuple[Arm, ...],
+    mirrors: tuple[Arm, ...],
+    reason: str,
+    actor: str,
+    now: Time,
+) -> TrafficPlan:
+    """Make the plan that follows; the one before, if it says the same."""
     if before is not None and (before.arms, before.mirrors) == (arms, mirrors):
         return before
-    plan = TrafficPlan(
+    return TrafficPlan(
         endpoint=endpoint,
         revision=before.revision + 1 if before else 1,
         arms=arms,
@@ -71,8 +95,6 @@ def write_plan(
         by=actor,
         created=now,
     )
-    transaction.add(plan, reason=reason)
-    return plan
 
 
 class RolloutDriver:
@@ -110,16 +132,9 @@ class RolloutDriver:
         watermark = self._store.get(Watermark, endpoint)
         cursor = self._end_of_log(watermark)
         with self._store.transaction(actor=actor) as transaction:
-            running = transaction.find(
-                Rollout, {"endpoint": endpoint, "state": ["running", "paused"]}
-            )
-            if running:
-                raise Conflict(
-                    f"The rollout {running[0].id} is {running[0].state} on {endpoint!r}.",
-                    todo="Wait for its verdict, or end it with 'keepwell rollback'.",
-                )
+            self._refuse_a_second(endpoint, store=transaction)
             plan = latest_plan(endpoint, store=transaction)
-            champion = plan.arms[0] if plan else None
+            champion = plan.arms[0] if plan and plan.arms else None
             challenger = arm_of(version)
             rollout = Rollout(
                 id=id,
@@ -130,7 +145,10 @@ class RolloutDriver:
                 challenger=version.version,
                 state="running",
                 settings=self._settings,
-                memory={"cursor": msgspec.json.encode(cursor).decode()},
+                memory={
+                    "cursor": msgspec.json.encode(cursor).decode(),
+                    BEFORE: plan.revision if plan else 0,
+                },
                 since=watermark.event_time if watermark else 0,
                 started=now,
             )
@@ -148,6 +166,47 @@ class RolloutDriver:
         if answer.verdict != "go on":
             return self._end(rollout, answer, plan=written, actor=actor)
         return rollout
+
+    def check(self, strategy: str) -> None:
+        """Raise NotFound, with the nearest name, unless there is such a strategy."""
+        STRATEGIES.load(strategy)
+
+    def preview(self, *, endpoint: str, version: ModelVersion, strategy: str) -> TrafficPlan:
+        """Give the plan that a rollout would begin with, without beginning it. Raises NotFound, Conflict."""
+        controller: Strategy = STRATEGIES.load(strategy)()
+        self._refuse_a_second(endpoint, store=self._store)
+        plan = latest_plan(endpoint, store=self._store)
+        champion = plan.arms[0] if plan and plan.arms else None
+        now = self._clock.now()
+        trial = Rollout(
+            id="",
+            endpoint=endpoint,
+            model=version.model,
+            strategy=strategy,
+            challenger=version.version,
+            state="running",
+            settings=self._settings,
+            since=now,
+            started=now,
+        )
+        answer = controller.begin(trial, champion, arm_of(version))
+        return _next_plan(
+            plan,
+            endpoint,
+            arms=answer.arms,
+            mirrors=answer.mirrors,
+            reason=f"{strategy}: {version.label()}",
+            actor="",
+            now=now,
+        )
+
+    def _refuse_a_second(self, endpoint: str, *, store: Reader) -> None:
+        running = store.find(Rollout, {"endpoint": endpoint, "state": ["running", "paused"]})
+        if running:
+            raise Conflict(
+                f"The rollout {running[0].id} is {running[0].state} on {endpoint!r}.",
+                todo="Wait for its verdict, or end it with 'keepwell rollback'.",
+            )
 
     def _end_of_log(self, watermark: Watermark | None) -> dict[str, int]:
         return dict(watermark.cursor) if watermark else {}
@@ -205,8 +264,17 @@ class RolloutDriver:
 
     def _end(self, rollout: Rollout, answer: Answer, *, plan: TrafficPlan, actor: str) -> Rollout:
         """Write the signed verdict. The plan is written before: traffic is safe first, then the books."""
+        with self._store.transaction(actor=actor) as transaction:
+            return self._conclude(transaction, rollout, answer, plan=plan)
+
+    def _conclude(
+        self, transaction: Transaction, rollout: Rollout, answer: Answer, *, plan: TrafficPlan
+    ) -> Rollout:
+        current = transaction.get(Rollout, rollout.id)
+        if current is None or current.state not in {"running", "paused"}:
+            return current or rollout
         now = self._clock.now()
-        version = self._store.get(ModelVersion, rollout.model, rollout.challenger)
+        version = transaction.get(ModelVersion, rollout.model, rollout.challenger)
         if version is None:
             raise NotFound(f"There is no version {rollout.model}/{rollout.challenger}.")
         verdict: Verdict = "pass" if answer.verdict == "promote" else "fail"
@@ -230,20 +298,16 @@ class RolloutDriver:
             procedure=rollout.id,
             step="verdict",
         )
-        with self._store.transaction(actor=actor) as transaction:
-            current = transaction.get(Rollout, rollout.id)
-            if current is None or current.state not in {"running", "paused"}:
-                return current or rollout
-            ended = msgspec.structs.replace(
-                current,
-                state=_STATES[answer.verdict],
-                reason=answer.reason,
-                evidence=evidence.envelope,
-                ended=now,
-                revision=current.revision + 1,
-            )
-            transaction.add(evidence)
-            transaction.replace(ended, reason=answer.reason)
+        ended = msgspec.structs.replace(
+            current,
+            state=_STATES[answer.verdict],
+            reason=answer.reason,
+            evidence=evidence.envelope,
+            ended=now,
+            revision=current.revision + 1,
+        )
+        transaction.add(evidence)
+        transaction.replace(ended, reason=answer.reason)
         return ended
 
     def roll_back(self, endpoint: str, *, actor: str, reason: str) -> TrafficPlan:
@@ -251,30 +315,92 @@ class RolloutDriver:
 
         Raises NotFound if nothing answered before.
         """
+        arms, running = self._way_back(endpoint)
+        now = self._clock.now()
+        with self._store.transaction(actor=actor) as transaction:
+            written = write_plan(
+                transaction, endpoint, arms=arms, mirrors=(), reason=reason, actor=actor, now=now
+            )
+            if running is not None:
+                answer = Answer(arms=arms, verdict="roll back", reason=reason)
+                self._conclude(transaction, running, answer, plan=written)
+        return written
+
+    def preview_roll_back(self, endpoint: str, *, reason: str) -> TrafficPlan:
+        """Give the plan that ``roll_back`` would write, without writing it. Raises NotFound."""
+        arms, _ = self._way_back(endpoint)
+        return _next_plan(
+            latest_plan(endpoint, store=self._store),
+            endpoint,
+            arms=arms,
+            mirrors=(),
+            reason=reason,
+            actor="",
+            now=self._clock.now(),
+        )
+
+    def _way_back(self, endpoint: str) -> tuple[tuple[Arm, ...], Rollout | None]:
+        """Give who would answer after a rollback, and the rollout that it ends."""
         plan = latest_plan(endpoint, store=self._store)
-        if plan is None:
-            raise NotFound(f"Nothing is deployed at {endpoint!r}.")
+        if plan is None or not plan.arms:
+            known = [row.name for row in self._store.find(Endpoint)]
+            raise NotFound(
+                f"Nothing is deployed at {endpoint!r}.",
+                todo=near_miss(endpoint, known) if endpoint not in known else "",
+            )
         running = self._store.find(Rollout, {"endpoint": endpoint, "state": ["running", "paused"]})
-        if running:
-            champion, _ = self._arms(running[0])
-            back = champion
-        else:
-            back = self._before(plan)
+        back = self._arms(running[0])[0] if running else self._before(plan)
         if back is None:
             raise NotFound(
                 f"No version answered {endpoint!r} before the one that answers now.",
                 todo="Release and activate another version instead.",
             )
         arms = (msgspec.structs.replace(back, name="champion", weight=BUCKETS),)
-        now = self._clock.now()
-        with self._store.transaction(actor=actor) as transaction:
-            written = write_plan(
-                transaction, endpoint, arms=arms, mirrors=(), reason=reason, actor=actor, now=now
-            )
-        if running:
+        return arms, running[0] if running else None
+
+    def call_off(self, transaction: Transaction, *, id: str, actor: str, reason: str) -> bool:
+        """Take back what the rollout of this id has changed: its endpoint returns to the plan before it.
+
+        Where that plan named a version that may not answer any more, an earlier one is taken; where there is
+        none, a plan without arms. A rollout that runs on the endpoint ends with it. Does nothing, and gives
+        False, if the plan in force does not name the version (somebody gave the traffic back already).
+        """
+        rollout = transaction.get(Rollout, id)
+        if rollout is None:
+            return False
+        plan = latest_plan(rollout.endpoint, store=transaction)
+        found = int(rollout.memory.get(BEFORE) or 0)
+        if plan is None or plan.revision <= found or not _names(plan, rollout):
+            return False
+        arms = self._arms_before(transaction, rollout, found)
+        written = write_plan(
+            transaction,
+            rollout.endpoint,
+            arms=arms,
+            mirrors=(),
+            reason=reason,
+            actor=actor,
+            now=self._clock.now(),
+        )
+        for running in transaction.find(
+            Rollout, {"endpoint": rollout.endpoint, "state": ["running", "paused"]}
+        ):
             answer = Answer(arms=arms, verdict="roll back", reason=reason)
-            self._end(running[0], answer, plan=written, actor=actor)
-        return written
+            self._conclude(transaction, running, answer, plan=written)
+            self._gatherings.pop(running.id, None)
+        return True
+
+    def _arms_before(self, store: Reader, rollout: Rollout, revision: int) -> tuple[Arm, ...]:
+        for plan in store.find(
+            TrafficPlan,
+            {"endpoint": rollout.endpoint, "revision <=": revision},
+            order=["-revision"],
+        ):
+            if not plan.arms:
+                return ()
+            if not _names(plan, rollout) and all(_may_answer(arm, store) for arm in plan.arms):
+                return plan.arms
+        return ()
 
     def _before(self, plan: TrafficPlan) -> Arm | None:
         earlier = self._store.find(
@@ -283,9 +409,25 @@ class RolloutDriver:
             order=["-revision"],
         )
         for other in earlier:
-            if other.arms[0].artefact != plan.arms[0].artefact:
+            if (
+                other.arms
+                and other.arms[0].artefact != plan.arms[0].artefact
+                and _may_answer(other.arms[0], self._store)
+            ):
                 return other.arms[0]
         return None
+
+
+def _may_answer(arm: Arm, store: Reader) -> bool:
+    version = store.get(ModelVersion, arm.model, arm.version)
+    return version is not None and version.state not in {"refused", "retired"}
+
+
+def _names(plan: TrafficPlan, rollout: Rollout) -> bool:
+    return any(
+        (arm.model, arm.version) == (rollout.model, rollout.challenger)
+        for arm in (*plan.arms, *plan.mirrors)
+    )
 
 
 def arm_of(version: ModelVersion, *, name: str = "challenger") -> Arm:
@@ -297,4 +439,4 @@ def describe_plan(plan: TrafficPlan) -> str:
     """Say in a line who answers: ``v3 100% (4f2a...), mirrors v4``."""
     arms = ", ".join(f"v{a.version} {a.weight / 100:g}% ({short(a.artefact)})" for a in plan.arms)
     mirrors = ", ".join(f"v{a.version}" for a in plan.mirrors)
-    return arms + (f", mirrors {mirrors}" if mirrors else "")
+    return (arms or "nobody") + (f", mirrors {mirrors}" if mirrors else "")

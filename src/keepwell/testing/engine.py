@@ -134,6 +134,7 @@ class EngineContract:
         assert found.state == "failed"
         assert "write" in found.error
         assert "The disk is full. Make room." in found.error
+        assert found.result == "unavailable"
         assert len(tried) > 1
 
     @pytest.mark.parametrize("error", [InvalidInput("A column is missing."), KeyError("column")])

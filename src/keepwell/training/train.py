@@ -31,6 +31,7 @@ from keepwell.data.features import TIME
 from keepwell.data.frames import describe_columns
 from keepwell.data.training_sets import read_training_set
 from keepwell.training.artefacts import pack_folder
+from keepwell.training.own import checked, run_own
 from keepwell.training.predictors import PREDICTORS, Predictor, estimator_output, load_predictor
 from keepwell.training.predictors.native import frame_of
 
@@ -91,6 +92,7 @@ def fit_candidate(
     where = f"candidate {candidate.name!r} of model {model.name!r}"
     labels = rows.get_column(LABEL).to_numpy()
     if model.task != "regression":
+        _need_classes(labels, task=model.task, where=where)
         labels = labels.astype(np.int64)
         if len(np.unique(labels)) < 2:
             raise InvalidInput("All labels are the same; there is nothing to learn.", where=where)
@@ -98,7 +100,7 @@ def fit_candidate(
         estimator = candidate.train(inputs_of(rows, model), labels, dict(candidate.params), seed)
     except KeepwellError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidInput(
             f"Training raised {type(error).__name__}: {error}",
             where=f"{where} ({users_line(error)})",
@@ -112,6 +114,17 @@ def fit_candidate(
             todo="Return the fitted estimator, for example 'return LogisticRegression().fit(X, y)'.",
         )
     return estimator
+
+
+def _need_classes(labels: npt.NDArray[np.float64], *, task: str, where: str) -> None:
+    good = np.isin(labels, (0.0, 1.0)) if task == "binary" else (labels >= 0) & (labels % 1 == 0)
+    if not good.all():
+        raise InvalidInput(
+            f"The labels of a {task} task are {'0 and 1' if task == 'binary' else '0, 1, 2 and so on'};"
+            f" {labels[~good][0]:g} is none.",
+            where=where,
+            todo="Turn the label into such numbers in the source, or declare another task.",
+        )
 
 
 def package_candidate(
@@ -141,7 +154,9 @@ def package_candidate(
         inputs=tuple(msgspec.structs.replace(c, nullable=True) for c in signature.inputs),
     )
     sample = matrix_of(inputs, signature)
-    expected = estimator_output(estimator, inputs, signature=signature)
+    expected = _output(
+        estimator, inputs, signature, where=f"candidate {candidate.name!r} of model {model.name!r}"
+    )
     package = Package(
         model=model.name,
         candidate=candidate.name,
@@ -173,23 +188,24 @@ def package_candidate(
     return pack_folder(folder, blobs=blobs), package, metrics
 
 
+def _output(
+    estimator: Any, inputs: pl.DataFrame, signature: Signature, *, where: str
+) -> npt.NDArray[np.float64]:
+    """Give what the estimator says of the validation rows. Raises InvalidInput if that is not a number for each."""
+    predicted = run_own(
+        lambda: estimator_output(estimator, inputs, signature=signature),
+        where=f"{where}: predicting the validation rows",
+    )
+    return checked(predicted, inputs.height, where=f"{where}: its predictions", flat=False)
+
+
 def baseline_output(model: ModelDeclaration, inputs: pl.DataFrame) -> npt.NDArray[np.float64]:
-    """Run the project's baseline rule on features. Raises InvalidInput if it gives another shape."""
+    """Run the project's baseline rule on features. Raises InvalidInput if it raises or gives no number for a row."""
     if model.baseline_function is None:
         raise InvalidInput("The model declares no baseline.", where=f"model {model.name!r}")
-    try:
-        result = np.asarray(model.baseline_function(inputs), dtype=np.float64)
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise InvalidInput(
-            f"The baseline raised {type(error).__name__}: {error}", where=f"model {model.name!r}"
-        ) from error
-    if result.shape[:1] != (inputs.height,):
-        raise InvalidInput(
-            f"The baseline gave shape {result.shape} for {inputs.height:,} rows.",
-            where=f"model {model.name!r}",
-            todo="Give one prediction a row.",
-        )
-    return result
+    where = f"the baseline of model {model.name!r}"
+    result = run_own(model.baseline_function, inputs, where=where)
+    return checked(result, inputs.height, where=where, flat=False)
 
 
 def _prove(

@@ -12,10 +12,11 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.project import ModelDeclaration
 from keepwell.core.records.models import Signature, Task
 from keepwell.core.settings import MonitorSettings
+from keepwell.training.own import money_of
 from keepwell.watch.clusters import Comparison, cluster_sums, compare
 from keepwell.watch.grid import Grid
 from keepwell.watch.losses import loss_table, usable
-from keepwell.watch.money import baseline_of, money_of
+from keepwell.watch.money import baseline_of
 from keepwell.watch.reference import Reference
 from keepwell.watch.windows import WindowRows
 

@@ -24,11 +24,11 @@ from keepwell.data.decisions import LABEL
 from keepwell.data.features import TIME
 from keepwell.stats.drift import psi_test
 from keepwell.stats.histogram import count, edges_from_reference
+from keepwell.training.own import money_of
 from keepwell.training.train import BASELINE, PREDICTION
 from keepwell.watch.clusters import ClusterSums, cluster_sums
 from keepwell.watch.grid import Grid
 from keepwell.watch.losses import Calibrator, fit_calibrator, loss_table
-from keepwell.watch.money import money_of
 
 Floats = npt.NDArray[np.float64]
 FILE = "validation.parquet"

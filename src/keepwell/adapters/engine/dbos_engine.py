@@ -33,6 +33,7 @@ _OPEN = ["queued", "running"]
 _UNFINISHED = {"PENDING", "ENQUEUED", "DELAYED"}
 _GO_ON, _END = "go on", "end"
 _FAILED = "failed: "
+"""Before the code of an error, a space, and its sentence."""
 
 _log = logging.getLogger("keepwell")
 
@@ -230,10 +231,14 @@ class DbosEngine:
         try:
             outcome = self._walk(work_id)
             failed = outcome.startswith(_FAILED)
+            code, _, error = (
+                outcome.removeprefix(_FAILED).partition(" ") if failed else ("", "", "")
+            )
             self._mark(
                 work_id,
                 state="failed" if failed else "done",
-                error=outcome.removeprefix(_FAILED) if failed else "",
+                result=code,
+                error=error,
                 ended=self._clock.now(),
             )
             return outcome
@@ -249,7 +254,9 @@ class DbosEngine:
                 # DBOS keeps each step's answer, and gives it back instead of running the step again.
                 answer: str = DBOS.run_step({"name": step.name}, self._step, work_id, step)
             except dbos_error.DBOSUnexpectedStepError as error:
-                return f"{_FAILED}The steps are no longer those with which it was begun: {error}"
+                return (
+                    f"{_FAILED}error The steps are no longer those with which it was begun: {error}"
+                )
             if answer != _GO_ON:
                 return answer
         return _END
@@ -263,13 +270,13 @@ class DbosEngine:
                 return _GO_ON if step.run(work_id) else _END
             except Unavailable as error:
                 if attempt == ATTEMPTS:
-                    return f"{_FAILED}{step.name}: {error}"
+                    return f"{_FAILED}{error.code} {step.name}: {error}"
                 self._stop.wait(PAUSE_SECONDS * attempt)
             except KeepwellError as error:
-                return f"{_FAILED}{step.name}: {error}"
+                return f"{_FAILED}{error.code} {step.name}: {error}"
             except Exception as error:  # noqa: BLE001 - the outermost door: the user's own functions run in here
                 _log.exception("step %r of %s failed", step.name, work_id)
-                return f"{_FAILED}{step.name}: {type(error).__name__}: {error}"
+                return f"{_FAILED}error {step.name}: {type(error).__name__}: {error}"
         raise AssertionError
 
     def _mark(self, work_id: str, **changes: Any) -> None:

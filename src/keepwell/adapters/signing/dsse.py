@@ -169,6 +169,11 @@ class DsseSigner(DsseVerifier):
         )
 
 
+def has_key(folder: Path) -> bool:
+    """Tell whether a signing key was made in this folder."""
+    return (folder / KEY_FILE).exists()
+
+
 def open_signer(folder: Path) -> DsseSigner:
     """Give the project's signer, making its key on first use (a file that only its owner can read).
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from keepwell.adapters.stores.texts import Texts
 from keepwell.core.errors import Conflict, Corrupt, InvalidInput, Unavailable
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision under ``migrations/versions``; a test compares the two."""
 
 
@@ -67,7 +67,7 @@ def translated(driver: Any, where: str) -> Iterator[None]:
         raise Unavailable(
             f"The database did not answer: {error}.",
             where=where,
-            todo="See that it exists, that its disk is not full, and that nobody holds it locked.",
+            todo="See that it exists and may be written, that its disk is not full, and that nobody holds it locked.",
         ) from error
     except driver.Error as error:
         said = str(error)

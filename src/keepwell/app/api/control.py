@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,12 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keepwell import __version__
-from keepwell.app.wiring import State, hash_token
+from keepwell.app.wiring import State
 from keepwell.core.auditing import audit_problems
 from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, Refused, near_miss
 from keepwell.core.records.base import Record
 from keepwell.core.records.evidence import Evidence
-from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult, User
+from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult
 from keepwell.core.records.models import Model, ModelVersion
 from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
@@ -28,6 +27,7 @@ from keepwell.lifecycle.activation import start_activation
 from keepwell.lifecycle.approvals import approve
 from keepwell.lifecycle.release import start_release
 from keepwell.lifecycle.roles import require
+from keepwell.lifecycle.tokens import needs_token, user_of
 from keepwell.watch.health import health
 
 MAX_BODY = 64 * 1024
@@ -113,19 +113,26 @@ class Control:
         self._state = state
 
     def actor(self, request: Request) -> str:
-        """Name who calls: by bearer token where users have tokens, else by the header X-Keepwell-User."""
-        users = self._state.store.find(User)
-        guarded = [user for user in users if user.token_hash]
-        given = request.headers.get("authorization", "")
-        if guarded:
-            hashed = hash_token(given.removeprefix("Bearer "))
-            for user in guarded:
-                if hmac.compare_digest(user.token_hash, hashed):
-                    return user.name
-            raise Refused("The token is unknown.", todo="Send 'Authorization: Bearer TOKEN'.")
+        """Name who calls: by bearer token, or by the header X-Keepwell-User for a user who has no token."""
+        store = self._state.store
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme:
+            if scheme.lower() != "bearer":
+                raise Refused(
+                    "The way of authorization is unknown.",
+                    todo="Send 'Authorization: Bearer TOKEN'.",
+                )
+            return user_of(token.strip(), store=store, now=self._state.clock.now())
         name = request.headers.get("x-keepwell-user", "")
         if not name:
-            raise Refused("Nobody is named.", todo="Send the header 'X-Keepwell-User: NAME'.")
+            raise Refused(
+                "Nobody is named.",
+                todo="Send 'Authorization: Bearer TOKEN', or 'X-Keepwell-User: NAME' without one.",
+            )
+        if needs_token(name, store=store):
+            raise Refused(
+                f"{name} must prove who they are.", todo="Send 'Authorization: Bearer TOKEN'."
+            )
         return name
 
     def version(self, model: str, number: int) -> ModelVersion:

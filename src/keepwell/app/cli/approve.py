@@ -18,7 +18,7 @@ def run(given: argparse.Namespace) -> int:
     approval = approve(
         version.model,
         version.version,
-        by=actor(given),
+        by=actor(given, state),
         reason=given.reason,
         expires_in=state.settings.policy.approval_expires,
         scope="renewals" if given.renewals else "version",

@@ -16,9 +16,18 @@ import msgspec
 from keepwell.app.config import find_project
 from keepwell.app.wiring import State, open_state
 from keepwell.core.clock import SystemClock
-from keepwell.core.errors import InvalidInput, NotFound, Unavailable, near_miss
+from keepwell.core.errors import (
+    KINDS,
+    InvalidInput,
+    KeepwellError,
+    NotFound,
+    Refused,
+    Unavailable,
+    near_miss,
+)
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.work import Lease
+from keepwell.core.records.work import Lease, Work
+from keepwell.lifecycle.tokens import needs_token, user_of
 
 
 def project_state(given: argparse.Namespace) -> State:
@@ -26,9 +35,28 @@ def project_state(given: argparse.Namespace) -> State:
     return open_state(find_project(given.project))
 
 
-def actor(given: argparse.Namespace) -> str:
-    """Name who acts."""
-    return given.user or getpass.getuser()
+def actor(given: argparse.Namespace, state: State) -> str:
+    """Name who acts: the user of KEEPWELL_TOKEN, else --as or KEEPWELL_USER, else the login name.
+
+    Raises Refused if the token is another's, or if the user has tokens and none is given.
+    """
+    now = state.clock.now()
+    if given.token:
+        proved = user_of(given.token, store=state.store, now=now)
+        if given.user and given.user != proved:
+            raise Refused(
+                f"The token in KEEPWELL_TOKEN is {proved}'s, not {given.user}'s.",
+                todo=f"Act as {proved}, or set another token.",
+            )
+        return proved
+    name = given.user or getpass.getuser()
+    if needs_token(name, store=state.store):
+        raise Refused(
+            f"{name} must prove who they are.",
+            todo="Set KEEPWELL_TOKEN to one of their tokens; an admin can make another"
+            " with 'keepwell token create'.",
+        )
+    return name
 
 
 def print_json(value: Any) -> None:
@@ -62,7 +90,8 @@ def version_named(state: State, text: str) -> ModelVersion:
         raise InvalidInput(
             f"{text!r} names no version.", todo="Write MODEL/NUMBER, for example flight-delay/1."
         )
-    version = state.store.get(ModelVersion, model, int(number))
+    # No store counts further than 18 digits; such a version is as absent as any other.
+    version = state.store.get(ModelVersion, model, int(number)) if len(number) <= 18 else None
     if version is None:
         labels = [v.label() for v in state.store.find(ModelVersion)]
         raise NotFound(
@@ -101,11 +130,21 @@ def _alive(holder: str) -> bool:
     return True
 
 
+WORKERS = 5
+"""Workers that a command starts one after the other before it gives up: each ends when the queue is empty."""
+
+
+def failed_work(work: Work) -> KeepwellError:
+    """Give the error that work failed with, of its own kind."""
+    return KINDS.get(work.result, KeepwellError)(work.error, where=work.id)
+
+
 def wait_for(
     state: State, look: Callable[[], tuple[bool, str]], *, quiet: bool, seconds: float = 3600.0
 ) -> None:
     """Wait until ``look`` says it is over, telling each new line of progress on standard error."""
     worker = ensure_worker(state)
+    begun = 1
     last = ""
     deadline = time.monotonic() + seconds
     while True:
@@ -122,6 +161,12 @@ def wait_for(
                 todo="Its reason stands above.",
             )
         if worker is not None and worker.poll() == 0:
+            if begun == WORKERS:
+                raise Unavailable(
+                    f"The worker found nothing to do {begun} times, and it is not done.",
+                    todo="'keepwell doctor' looks for what is wrong.",
+                )
+            begun += 1
             worker = ensure_worker(state)
         if time.monotonic() > deadline:
             raise Unavailable(

@@ -5,17 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 
-from keepwell.app.cli.common import print_json, project_state, table
+from keepwell.app.cli.common import actor, print_json, project_state, table
 from keepwell.app.proof import evidence_problems
 from keepwell.core.digest import short
 from keepwell.core.errors import NotFound
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.statements import read_evidence
+from keepwell.lifecycle.roles import require
 
 
 def run(given: argparse.Namespace) -> int:
-    """List, show one, or verify all; the exit status of verify is 1 if anything does not hold."""
+    """List, show one, verify all, or make a new key; the exit status of verify is 1 if anything does not hold."""
     state = project_state(given)
+    if given.verb == "new-key":
+        who = actor(given, state)
+        require(who, "new key", store=state.store)
+        key = state.new_key(actor=who)
+        if given.json:
+            print_json({"keyid": key.keyid, "created": key.created})
+        else:
+            sys.stdout.write(
+                f"the key {key.keyid} signs from now on; what earlier keys signed still holds\n"
+            )
+        return 0
     rows = state.store.find(Evidence, order=["created"])
     if given.verb == "verify":
         problems = evidence_problems(state)

@@ -6,16 +6,17 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from keepwell import __version__
-from keepwell.core.errors import KeepwellError
-
-EXIT_CODES = """\
-exit status: 0 done; 1 error, or a check that failed; 2 bad input; 3 not found; 4 conflict;
-5 refused by a rule; 6 corrupt; 7 unavailable; 130 interrupted."""
+from keepwell.app.cli import exits
+from keepwell.app.cli.exits import exit_text
+from keepwell.core.errors import InvalidInput, KeepwellError, as_error, near_miss
 
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("init", "make a project in a folder"),
@@ -27,20 +28,39 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("activate", "run the seven steps that put a released version before users"),
     ("rollout", "see rollouts and what they found"),
     ("rollback", "give an endpoint's traffic back to the version before"),
+    ("users", "list who may do what, and their tokens"),
+    ("token", "make and revoke the tokens by which users prove who they are"),
     ("status", "what runs, what serves, how healthy it is"),
-    ("evidence", "list, show and verify signed evidence"),
+    ("evidence", "list, show and verify signed evidence; make a new key where the old one is lost"),
     ("audit", "list and verify the audit trail"),
     ("doctor", "look for what is wrong on this machine and in this project"),
+    ("completion", "print what makes a shell complete keepwell's commands"),
 )
+
+
+_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)", re.DOTALL)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses what it cannot read the way that all of Keepwell does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InvalidInput instead of leaving the process."""
+        choice = _CHOICE.search(message)
+        hint = near_miss(choice[1], re.findall(r"'([^']*)'", choice[2])) if choice else ""
+        what = f"there is no {choice[1]!r}" if choice else message
+        raise InvalidInput(
+            f"{what[0].upper()}{what[1:]}.", todo=f"{hint} See '{self.prog} --help'.".strip()
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser. Commands' modules are imported only when they run, so that help is instant."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="keepwell",
         description="Keeps machine-learning models well in production: released, served, watched and renewed.",
         epilog="A first project: keepwell init my-project; cd my-project; keepwell train; keepwell status.\n"
-        + EXIT_CODES,
+        + exit_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"keepwell {__version__}")
@@ -51,10 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
             help=sentence,
             description=sentence[0].upper() + sentence[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=_EXAMPLES.get(name, "") + "\n" + EXIT_CODES,
+            epilog=_EXAMPLES.get(name, "") + "\n" + exit_text(),
         )
         command.add_argument("--json", action="store_true", help="print JSON for machines")
-        if name != "init":
+        if name not in {"init", "completion"}:
             command.add_argument(
                 "--project",
                 type=Path,
@@ -76,7 +96,12 @@ _EXAMPLES = {
     "          keepwell approve flight-delay/1 --as ben --renewals --reason 'newer data, same code'",
     "activate": "example: keepwell activate flight-delay/1",
     "rollback": "example: keepwell rollback flight-delay --reason 'support reports wrong offers'",
-    "evidence": "examples: keepwell evidence list; keepwell evidence show DIGEST; keepwell evidence verify",
+    "evidence": "examples: keepwell evidence list; keepwell evidence show DIGEST\n"
+    "          keepwell evidence verify; keepwell evidence new-key --as NAME",
+    "rollout": "examples: keepwell rollout; keepwell rollout flight-delay/2 --dry-run --strategy canary",
+    "token": "examples: keepwell token create ben --expires 90 --label laptop\n"
+    "          keepwell token revoke 3f9a1c20 --reason 'lost laptop'",
+    "completion": "example: keepwell completion bash > ~/.local/share/bash-completion/completions/keepwell",
     "audit": "examples: keepwell audit list --last 20; keepwell audit verify",
 }
 
@@ -182,18 +207,56 @@ def _activate(parser: argparse.ArgumentParser) -> None:
         default="",
         help="basic, canary or champion-challenger (default: as the project says)",
     )
+    _dry_run(parser)
     _who(parser)
 
 
+def _dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would change, and change nothing",
+    )
+
+
 def _rollout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", nargs="?", default="", help="one rollout (default: all)")
+    parser.add_argument(
+        "id",
+        nargs="?",
+        default="",
+        help="one rollout (default: all); with --dry-run, MODEL/NUMBER",
+    )
+    parser.add_argument(
+        "--strategy", default="", help="with --dry-run: the strategy (default: as the project says)"
+    )
+    _dry_run(parser)
 
 
 def _rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("endpoint")
     parser.add_argument("--reason", required=True, help="why, in a sentence")
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    _dry_run(parser)
     _who(parser)
+
+
+def _token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("verb", choices=["create", "revoke"])
+    parser.add_argument("name", help="with create: the user; with revoke: the token's number")
+    parser.add_argument(
+        "--expires",
+        type=float,
+        default=90.0,
+        metavar="DAYS",
+        help="how long it is good for (default: 90 days; 0: until it is revoked)",
+    )
+    parser.add_argument("--label", default="", help="where it is used, to tell tokens apart")
+    parser.add_argument("--reason", default="", help="with revoke: why, in a sentence")
+    _who(parser)
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
 
 
 def _nothing(parser: argparse.ArgumentParser) -> None:
@@ -201,13 +264,14 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 
 def _evidence(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("verb", choices=["list", "show", "verify"])
+    parser.add_argument("verb", choices=["list", "show", "verify", "new-key"])
     parser.add_argument(
         "digest",
         nargs="?",
         default="",
         help="with show: the envelope's digest, or its first digits",
     )
+    _who(parser)
 
 
 def _audit(parser: argparse.ArgumentParser) -> None:
@@ -218,36 +282,42 @@ def _audit(parser: argparse.ArgumentParser) -> None:
 _ARGUMENTS = {
     "init": _init, "up": _up, "demo": _demo, "train": _train, "release": _release, "approve": _approve,
     "activate": _activate, "rollout": _rollout, "rollback": _rollback, "status": _nothing,
-    "evidence": _evidence, "audit": _audit, "doctor": _nothing,
+    "evidence": _evidence, "audit": _audit, "doctor": _nothing, "users": _nothing, "token": _token,
+    "completion": _completion,
 }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
-    parser = build_parser()
-    given = parser.parse_args(arguments)
-    if given.command is None:
-        parser.print_help()
-        return 2
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command, as_json = next((w for w in words if w in _ARGUMENTS), ""), "--json" in words
     try:
+        given = build_parser().parse_args(words)
+        if given.command is None:
+            build_parser().print_help()
+            return exits.BAD_INPUT
+        # Taken out of the environment, so that neither the project's own module nor a child process sees it.
+        given.token = os.environ.pop("KEEPWELL_TOKEN", "")
         module = importlib.import_module(f"keepwell.app.cli.{given.command}")
         status = module.run(given)
-    except KeepwellError as error:
-        if given.json:
-            said = {
-                "code": error.code,
-                "what": error.what,
-                "where": error.where,
-                "todo": error.todo,
-            }
-            sys.stdout.write(json.dumps({"error": said}) + "\n")
-        sys.stderr.write(f"keepwell {given.command}: {error}\n")
-        return error.exit_status
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; 'keepwell up' carries on where this stopped\n")
-        return 130
+        return exits.INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe went away: nothing is wrong, and nothing more is to be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return int(status or 0)
+        return exits.DONE
+    except Exception as error:  # noqa: BLE001 - the outermost door: whatever it is, people read a sentence
+        if os.environ.get("KEEPWELL_TRACEBACK"):
+            traceback.print_exc()
+        return _say(as_error(error), command, as_json=as_json)
+    return int(status or exits.DONE)
+
+
+def _say(error: KeepwellError, command: str, *, as_json: bool) -> int:
+    if as_json:
+        said = {"code": error.code, "what": error.what, "where": error.where, "todo": error.todo}
+        sys.stdout.write(json.dumps({"error": said}) + "\n")
+    name = f"keepwell {command}" if command else "keepwell"
+    sys.stderr.write(f"{name}: {error}\n")
+    return error.exit_status

@@ -14,7 +14,7 @@ def run(given: argparse.Namespace) -> int:
     """Start the release, wait for its verdict, and show it."""
     state = project_state(given)
     version = version_named(state, given.version)
-    release = start_release(state.context, version, actor=actor(given))
+    release = start_release(state.context, version, actor=actor(given, state))
 
     def look() -> tuple[bool, str]:
         current = state.store.get(Release, release.id) or release

@@ -16,11 +16,15 @@ def show_procedure(state: State, procedure: Procedure, *, as_json: bool) -> int:
     """Print a procedure with its steps; the exit status is 1 if it failed."""
     steps = state.store.find(StepResult, {"procedure": procedure.id}, order=["number"])
     failed = procedure.state == "failed"
+    noun = "activation" if isinstance(procedure, Activation) else "release"
+    label = f"{procedure.model}/{procedure.version}"
+    if failed:
+        sys.stderr.write(
+            f"the {noun} of {label} failed at {procedure.step!r}: {procedure.reason}\n"
+        )
     if as_json:
         print_json({"procedure": procedure, "steps": steps})
         return int(failed)
-    noun = "activation" if isinstance(procedure, Activation) else "release"
-    label = f"{procedure.model}/{procedure.version}"
     sys.stdout.write(f"{noun} of {label}: {procedure.state}\n")
     for step in steps:
         sys.stdout.write(
@@ -36,6 +40,4 @@ def show_procedure(state: State, procedure: Procedure, *, as_json: bool) -> int:
         sys.stdout.write(
             f"next: keepwell approve {label} --as NAME --reason '...', then keepwell activate {label}\n"
         )
-    elif failed:
-        sys.stdout.write(f"failed at {procedure.step!r}: {procedure.reason}\n")
     return int(failed)

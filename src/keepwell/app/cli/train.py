@@ -6,7 +6,7 @@ import argparse
 import secrets
 import sys
 
-from keepwell.app.cli.common import actor, print_json, project_state, table, wait_for
+from keepwell.app.cli.common import actor, failed_work, print_json, project_state, table, wait_for
 from keepwell.core.clock import moment
 from keepwell.core.errors import InvalidInput, near_miss
 from keepwell.core.records.lifecycle import Release
@@ -18,12 +18,18 @@ def run(given: argparse.Namespace) -> int:
     """Train, wait, and show the versions."""
     state = project_state(given)
     names = sorted(state.project.models)
+    if not names:
+        raise InvalidInput(
+            "It declares no model.",
+            where=f"{state.settings.project.module}.py",
+            todo="Declare one with keepwell.model(...); 'keepwell init' makes an example.",
+        )
     if not given.model and len(names) != 1:
         raise InvalidInput("The project has several models; name one.", todo=near_miss("", names))
     model = state.project.model(given.model or names[0])
     now = state.clock.now()
     until = moment(given.until) if given.until else now
-    who = actor(given)
+    who = actor(given, state)
     work = start_training(
         state.project,
         training_work(
@@ -45,7 +51,7 @@ def run(given: argparse.Namespace) -> int:
     def look() -> tuple[bool, str]:
         current = state.store.get(Work, work.id) or work
         if current.state == "failed":
-            raise InvalidInput(current.error)
+            raise failed_work(current)
         over = current.state == "done"
         releases = [
             release

@@ -41,6 +41,26 @@ class User(Record, frozen=True, kw_only=True):
     name: str
     roles: tuple[Role, ...]
     token_hash: str = ""
+    """Always empty: tokens are rows of their own. It stays because the audit trail names rows by all their fields."""
+    revision: int = 1
+
+
+class Token(Record, frozen=True, kw_only=True):
+    """What a user proves themselves by. The text itself is shown once and kept nowhere."""
+
+    TABLE = "tokens"
+    KEY = ("id",)
+    INDEX: ClassVar = (("user",),)
+
+    id: str
+    """The part of the text that is no secret: it finds the row."""
+    user: str
+    label: str
+    hash: str
+    """SHA-256 of the whole text, which holds 256 random bits: nothing to guess, so nothing to slow down."""
+    created: Time
+    expires: Time | None
+    revoked: Time | None = None
     revision: int = 1
 
 

@@ -29,6 +29,7 @@ class Work(Record, frozen=True, kw_only=True):
     state: WorkState = "queued"
     progress: str = ""
     result: str = ""
+    """Of failed work, the code of its error (``unavailable``, ``invalid_input``...)."""
     error: str = ""
     created: Time
     started: Time | None = None

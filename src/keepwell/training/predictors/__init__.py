@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keepwell.core.catalog import Catalog
-from keepwell.core.errors import Corrupt
+from keepwell.core.errors import Corrupt, InvalidInput
 from keepwell.core.records.models import Package, Signature
 
 PREDICTORS = Catalog(
@@ -64,8 +64,13 @@ def load_predictor(folder: Path) -> tuple[Predictor, Package]:
 def estimator_output(
     estimator: Any, frame: Any, *, signature: Signature
 ) -> npt.NDArray[np.float64]:
-    """Give what a fitted estimator predicts, in the form that a predictor gives it."""
+    """Give what a fitted estimator predicts, in the form that a predictor gives it. Raises InvalidInput."""
     if signature.task == "regression":
         return np.asarray(estimator.predict(frame), dtype=np.float64).reshape(-1)
     probabilities = np.asarray(estimator.predict_proba(frame), dtype=np.float64)
+    if probabilities.ndim != 2 or (signature.task == "binary" and probabilities.shape[1] != 2):
+        raise InvalidInput(
+            f"predict_proba() gave shape {probabilities.shape}.",
+            todo="Give a probability for each class: two columns for a binary task.",
+        )
     return probabilities[:, 1] if signature.task == "binary" else probabilities

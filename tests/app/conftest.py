@@ -1,0 +1,22 @@
+"""Projects to misuse: one without state, and a copy of one that is trained and released."""
+
+import pytest
+from tests.app.projects import Commands, copied, made, shared, trained
+
+
+@pytest.fixture(scope="session")
+def trained_project(tmp_path_factory, worker_id):
+    root = tmp_path_factory.getbasetemp()
+    return shared(root if worker_id == "master" else root.parent, trained)
+
+
+@pytest.fixture
+def fresh(tmp_path, capsys, monkeypatch):
+    """Commands on a new project."""
+    return Commands(made(tmp_path / "tumours"), capsys, monkeypatch)
+
+
+@pytest.fixture
+def released(trained_project, tmp_path, capsys, monkeypatch):
+    """Commands on a project whose version 1 is released."""
+    return Commands(copied(trained_project, tmp_path / "tumours"), capsys, monkeypatch)
