@@ -154,7 +154,9 @@ class Commands:
         assert ended.status == status, ended
         assert "Traceback" not in ended.err
         assert re.search(says, ended.err, re.DOTALL), ended.err
-        sentences = [line for line in ended.err.splitlines() if line.startswith("keepwell ")]
+        sentences = [
+            line for line in ended.err.splitlines() if line.startswith(("keepwell ", "keepwell:"))
+        ]
         assert len(sentences) == 1, ended.err
         error = ended.json["error"]
         assert KINDS[error["code"]].exit_status == status

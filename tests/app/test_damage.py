@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from tests.app.projects import LABEL
 
+from keepwell.core.admission import standing_approvals
 from keepwell.core.records.evidence import Evidence, SigningKey
 from keepwell.core.records.lifecycle import Approval
 from keepwell.core.records.models import Artefact, ModelVersion
@@ -185,14 +186,19 @@ def test_a_deleted_signing_key_is_not_replaced_without_a_word(released):
 
 def test_a_new_signing_key_is_made_by_a_person_in_charge_and_the_old_signatures_hold(released):
     released.fails("evidence", "new-key", "--as", "me", status=5, says="has its signing key")
+    assert released("approve", LABEL, "--reason", "good", "--as", "colleague").status == 0
     shutil.rmtree(released.folder / ".keepwell" / "keys")
     released.fails(
         "evidence", "new-key", "--as", "colleague", status=5, says="may not make a new signing key"
     )
     assert released("evidence", "new-key", "--as", "me").status == 0
-    assert released("approve", LABEL, "--reason", "good", "--as", "colleague").status == 0
     assert "all hold" in released("evidence", "verify").out
     state = released.state()
+    (version,) = state.store.find(ModelVersion)
+    held, problems = standing_approvals(
+        version, store=state.store, blobs=state.blobs, verifier=state.signer, now=state.clock.now()
+    )
+    assert ([a.by for a in held], problems) == (["colleague"], [])
     assert state.store.count(SigningKey) == 2
     assert [e.actor for e in state.store.audit() if e.subject.startswith("signing_keys")] == [
         "keepwell.toml",

@@ -32,9 +32,10 @@ def test_every_part_that_is_made_from_the_code_stands_on_a_page():
 
 def test_a_changed_default_would_be_noticed():
     text = (REFERENCE / "settings.md").read_text()
-    assert "| `approvals` | whole number | `2` |" in text
+    assert "| `approvals` | whole number, 0 or more | `2` |" in text
     stale = text.replace(
-        "| `approvals` | whole number | `2` |", "| `approvals` | whole number | `1` |"
+        "| `approvals` | whole number, 0 or more | `2` |",
+        "| `approvals` | whole number, 0 or more | `1` |",
     )
     assert renewed(stale) == text
 

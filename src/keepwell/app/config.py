@@ -16,7 +16,6 @@ from keepwell.core.clock import duration
 from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, near_miss
 from keepwell.core.project import ModelDeclaration, Project, collecting
 from keepwell.core.settings import DURATIONS, Settings
-from keepwell.serving.strategies import STRATEGIES
 
 FILE = "keepwell.toml"
 
@@ -69,6 +68,8 @@ def read_settings(folder: Path) -> Settings:
             where=f"{path}: server.gateway_port",
             todo="Give them two; 0 takes a free one.",
         )
+    from keepwell.serving.strategies import STRATEGIES
+
     if settings.rollout.strategy not in STRATEGIES.names():
         raise InvalidInput(
             f"There is no strategy {settings.rollout.strategy!r}.",

@@ -109,7 +109,7 @@ class State:
                 todo="Restore it from a backup, or let a new one sign from now on"
                 " with 'keepwell evidence new-key'.",
             )
-        return open_signer(self.state / "keys")
+        return open_signer(self.state / "keys", trusted=self.store.find(SigningKey))
 
     def _own_key(self) -> SigningKey:
         signer = open_signer(self.state / "keys")

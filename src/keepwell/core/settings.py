@@ -11,6 +11,7 @@ from keepwell.core.records.lifecycle import Role
 Number = int | float
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Several = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Limit = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 """A part of a whole, or a probability of error: neither none nor all of it."""
@@ -57,7 +58,7 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """Control API, tracking API and dashboard."""
     gateway_port: Port = 7071
     """Predictions and outcomes."""
-    gateway_workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    gateway_workers: Several = 1
     """Processes that answer predictions, on one shared socket."""
 
 
@@ -179,9 +180,9 @@ class DemoSettings(Values, frozen=True, kw_only=True):
     """The user who trains."""
     approvers: tuple[str, ...]
     """The users who approve."""
-    rows_a_request: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
+    rows_a_request: Several = 1
     """Decisions in one request of the replay."""
-    connections: Annotated[int, msgspec.Meta(ge=1)] = 32
+    connections: Several = 32
     """Connections that the replay keeps open at once."""
 
 

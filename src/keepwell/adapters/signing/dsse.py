@@ -174,9 +174,10 @@ def has_key(folder: Path) -> bool:
     return (folder / KEY_FILE).exists()
 
 
-def open_signer(folder: Path) -> DsseSigner:
+def open_signer(folder: Path, *, trusted: Iterable[SigningKey] = ()) -> DsseSigner:
     """Give the project's signer, making its key on first use (a file that only its owner can read).
 
+    It signs with that key and opens what ``trusted`` keys signed as well.
     Raises Corrupt if the key file cannot be read as an Ed25519 key, Unavailable if it cannot be written.
     """
     path = folder / KEY_FILE
@@ -199,7 +200,7 @@ def open_signer(folder: Path) -> DsseSigner:
         ) from error
     if not isinstance(private, Ed25519PrivateKey):
         raise Corrupt("The signing key is not an Ed25519 key.", where=str(path))
-    return DsseSigner(private)
+    return DsseSigner(private, trusted=trusted)
 
 
 def _create(path: Path) -> None:

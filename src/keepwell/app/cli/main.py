@@ -241,7 +241,7 @@ def _rollback(parser: argparse.ArgumentParser) -> None:
 
 
 def _token(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("verb", choices=["create", "revoke"])
+    parser.add_argument("verb", choices=["create", "revoke"], help="what to do")
     parser.add_argument("name", help="with create: the user; with revoke: the token's number")
     parser.add_argument(
         "--expires",
@@ -256,7 +256,7 @@ def _token(parser: argparse.ArgumentParser) -> None:
 
 
 def _completion(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
 
 
 def _nothing(parser: argparse.ArgumentParser) -> None:
