@@ -171,6 +171,8 @@ def test_training_the_same_data_again_gives_the_next_version(fresh):
     assert (one.training_set, one.artefact) == (two.training_set, two.artefact)
 
 
+@pytest.mark.services
+@pytest.mark.slow
 def test_a_failed_training_through_real_processes_ends_the_same_way(fresh, monkeypatch):
     fresh.edit(FIT, "    raise RuntimeError('no luck')\n")
     monkeypatch.undo()
