@@ -102,6 +102,7 @@ def context(folder, *, approvals=1, application=None):
         store=store,
         blobs=blobs,
         signer=signer,
+        verifier=signer,
         clock=clock,
         stage=NoStage(),
         application=application or Application([0.5]),

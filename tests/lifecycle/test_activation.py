@@ -147,6 +147,18 @@ def test_traffic_that_a_person_gave_back_already_is_left_alone(shop):
     assert in_force(shop) == before
 
 
+def test_after_a_rollback_the_alias_and_the_active_state_are_those_of_the_version_that_answers(shop):
+    activate(shop, 1)
+    assert activate(shop, 2).state == "passed"
+    assert shop.store.get(Alias, "buys", "champion").version == 2
+    shop.rollouts.roll_back("buys", actor="olga", reason="complaints")
+    assert serving(shop) == ([(1, 10_000)], [])
+    assert shop.store.get(Alias, "buys", "champion").version == 1
+    states = {v.version: v.state for v in shop.store.find(ModelVersion)}
+    assert states == {1: "active", 2: "released"}
+    assert audit_problems(shop.store) == []
+
+
 def test_a_version_that_was_refused_meanwhile_is_not_what_traffic_returns_to(shop):
     activate(shop, 1)
     activate(shop, 2)

@@ -194,6 +194,7 @@ class State:
             store=self.store,
             blobs=self.blobs,
             signer=self.signer,
+            verifier=self.verifier,
             clock=self.clock,
             stage=GatewayStage(blobs=self.blobs),
             application=HttpApplication(self.gateway_url),

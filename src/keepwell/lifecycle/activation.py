@@ -9,11 +9,12 @@ import msgspec
 
 from keepwell.core.admission import admission_problems, bound_of, standing_approvals
 from keepwell.core.auditing import audit_problems
+from keepwell.core.champion import make_champion
 from keepwell.core.clock import iso
 from keepwell.core.errors import Conflict, KeepwellError, NotFound, Refused, near_miss
 from keepwell.core.records.evidence import CheckResult
 from keepwell.core.records.lifecycle import ACTIVATION_STEPS, Activation, Procedure
-from keepwell.core.records.models import Alias, ModelVersion
+from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
 from keepwell.core.records.watching import LedgerEntry
 from keepwell.core.records.work import Work
@@ -26,9 +27,6 @@ from keepwell.lifecycle.validation import read_golden
 if TYPE_CHECKING:
     from keepwell.core.ports.store import Reader, Transaction
     from keepwell.lifecycle.context import Context
-
-CHAMPION = "champion"
-"""The alias that names the version which answers."""
 
 
 def endpoint_name(context: Context, model: str) -> str:
@@ -183,7 +181,7 @@ def activation_by_approval(
         version,
         store=context.store,
         blobs=context.blobs,
-        verifier=context.signer,
+        verifier=context.verifier,
         now=context.clock.now(),
     )
     if bound is not None and len(held) < needed:
@@ -304,7 +302,7 @@ def production_audit(
         approvals=needed,
         store=context.store,
         blobs=context.blobs,
-        verifier=context.signer,
+        verifier=context.verifier,
         now=context.clock.now(),
     )
     plan = latest_plan(activation.endpoint, store=context.store)
@@ -408,35 +406,13 @@ _ASK = (
 def _passed(
     context: Context, transaction: Transaction, procedure: Procedure, version: ModelVersion
 ) -> None:
-    now = context.clock.now()
-    others = transaction.find(ModelVersion, {"model": version.model, "state": "active"})
-    for other in others:
-        if other.version != version.version:
-            transaction.replace(
-                msgspec.structs.replace(
-                    other,
-                    state="released",
-                    reason=f"replaced by {version.label()}",
-                    updated=now,
-                    revision=other.revision + 1,
-                ),
-                reason=f"replaced by {version.label()}",
-            )
-    current = transaction.get(ModelVersion, version.model, version.version)
-    if current is not None and current.state != "active":
-        transaction.replace(
-            msgspec.structs.replace(
-                current, state="active", reason="", updated=now, revision=current.revision + 1
-            ),
-            reason=f"activated by {procedure.id}",
-        )
-    alias = transaction.get(Alias, version.model, CHAMPION)
-    if alias is None:
-        transaction.add(Alias(model=version.model, alias=CHAMPION, version=version.version))
-    elif alias.version != version.version:
-        transaction.replace(
-            msgspec.structs.replace(alias, version=version.version, revision=alias.revision + 1)
-        )
+    make_champion(
+        transaction,
+        version.model,
+        version.version,
+        now=context.clock.now(),
+        reason=f"activated by {procedure.id}",
+    )
 
 
 def _failed(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from keepwell.core.clock import Clock
     from keepwell.core.ports.blobs import Blobs
-    from keepwell.core.ports.signing import Signer
+    from keepwell.core.ports.signing import Signer, Verifier
     from keepwell.core.ports.stage import Application, Stage
     from keepwell.core.ports.store import Store, Transaction
     from keepwell.core.project import Project
@@ -66,6 +66,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     blobs: Blobs
     signer: Signer
+    verifier: Verifier
+    """Trusts every key that the store holds, so that what an earlier key signed still counts."""
     clock: Clock
     stage: Stage
     application: Application

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from keepwell.core.champion import CHAMPION, make_champion
 from keepwell.core.clock import Clock, Time
 from keepwell.core.digest import short
 from keepwell.core.errors import Conflict, NotFound, Refused, near_miss
@@ -17,7 +18,7 @@ from keepwell.core.ports.rollouts import Gain
 from keepwell.core.ports.signing import Signer
 from keepwell.core.ports.store import Reader, Store, Transaction
 from keepwell.core.records.evidence import Verdict
-from keepwell.core.records.models import ModelVersion
+from keepwell.core.records.models import Alias, ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, Rollout, RolloutState, TrafficPlan
 from keepwell.core.records.watching import Watermark
 from keepwell.core.statements import VERDICT, sign_evidence
@@ -324,6 +325,11 @@ class RolloutDriver:
             if running is not None:
                 answer = Answer(arms=arms, verdict="roll back", reason=reason)
                 self._conclude(transaction, running, answer, plan=written)
+            back = arms[0]
+            alias = transaction.get(Alias, back.model, CHAMPION)
+            if alias is not None and alias.version != back.version:
+                # The alias promises to name the version which answers.
+                make_champion(transaction, back.model, back.version, now=now, reason=reason)
         return written
 
     def preview_roll_back(self, endpoint: str, *, reason: str) -> TrafficPlan:
