@@ -147,7 +147,9 @@ def test_traffic_that_a_person_gave_back_already_is_left_alone(shop):
     assert in_force(shop) == before
 
 
-def test_after_a_rollback_the_alias_and_the_active_state_are_those_of_the_version_that_answers(shop):
+def test_after_a_rollback_the_alias_and_the_active_state_are_those_of_the_version_that_answers(
+    shop,
+):
     activate(shop, 1)
     assert activate(shop, 2).state == "passed"
     assert shop.store.get(Alias, "buys", "champion").version == 2

@@ -87,7 +87,7 @@ class PolicySettings(Values, frozen=True, kw_only=True):
     calibration_error: Limit = 0.05
     """Largest expected calibration error on the validation rows (binary), a probability."""
     seed_spread: Limit = 0.02
-    """Largest relative change of the loss between seeds. Kept with the policy; no step reads it yet."""
+    """Largest relative change of the loss on the validation rows when trained with another seed."""
     load_seconds: Limit = 20.0
     """Longest time in which a fresh process may load the version, in seconds."""
     memory_mb: Limit = 1024.0

@@ -234,23 +234,34 @@ def _endpoint(context: Context, version: ModelVersion) -> Endpoint:
 def parameter_testing(
     context: Context, procedure: Procedure, version: ModelVersion
 ) -> tuple[CheckResult, ...]:
-    """Do the recorded parameters, data and seed give this very model again, and does it bear extreme inputs?"""
+    """Do data, parameters and seed give this very model again; is another seed as good; does it bear extremes?"""
     limits = read_policy(procedure.policy, store=context.store)
     _, package = read_parts(version, blobs=context.blobs)
-    again, predictions = reproduce(
-        version,
-        package,
-        _training_set(context, version),
-        project=context.project,
-        blobs=context.blobs,
-        validation_share=limits.validation_share,
-    )
+
+    def trained(seed: int) -> tuple[str, Any]:
+        return reproduce(
+            version,
+            package,
+            _training_set(context, version),
+            project=context.project,
+            blobs=context.blobs,
+            validation_share=limits.validation_share,
+            seed=seed,
+        )
+
+    again, predictions = trained(package.seed)
+    _, other = trained(package.seed + 1)
     rows, _ = read_validation(version, blobs=context.blobs)
     extremes = _extreme_rows(package)
     with context.stage.open(version, _endpoint(context, version)) as staged:
         answers = staged.predict(extremes)
     return (
         _reproduced(version, again, predictions, rows.prediction),
+        _seed_spread(
+            float(rows.loss(rows.prediction).mean()),
+            float(rows.loss(other).mean()),
+            limit=limits.seed_spread,
+        ),
         msgspec.structs.replace(
             prediction_range(
                 np.array(answers, dtype=np.float64),
@@ -272,6 +283,19 @@ def _reproduced(version: ModelVersion, again: str, found: Any, recorded: Any) ->
             measured={"artefact": again},
         )
     return same_predictions(found, recorded, tolerance=1e-6, what="reproduced, to the last bits")
+
+
+def _seed_spread(loss: float, other: float, *, limit: float) -> CheckResult:
+    """Judge how far the loss moves with the seed: a model that is only as good by luck will not be so again."""
+    # The mean of both is not zero unless both are, and then nothing moved.
+    spread = abs(other - loss) / max((abs(loss) + abs(other)) / 2, 1e-12)
+    return CheckResult(
+        check="seed",
+        verdict="pass" if spread <= limit else "fail",
+        message=f"with another seed the loss is {other:.4g} instead of {loss:.4g}, limit {limit:.0%} apart",
+        measured={"spread": spread},
+        limits={"spread": limit},
+    )
 
 
 def _extreme_rows(package: Package) -> list[dict[str, Any]]:

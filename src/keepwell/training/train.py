@@ -460,8 +460,11 @@ def reproduce(
     project: Project,
     blobs: Blobs,
     validation_share: float,
+    seed: int | None = None,
 ) -> tuple[Digest, npt.NDArray[np.float64]]:
     """Train again from what was recorded; give the artefact's digest and the predictions on its validation rows.
+
+    Another ``seed`` than the recorded one tells how much of the model was luck.
 
     Equal digests prove that nothing was left to chance. Where a numeric library adds up in another order on
     another number of threads, last bits may differ and the predictions tell whether that matters.
@@ -473,7 +476,7 @@ def reproduce(
             model,
             candidate_of(model, version.candidate),
             training_set,
-            seed=package.seed,
+            seed=package.seed if seed is None else seed,
             blobs=blobs,
             validation_share=validation_share,
             folder=Path(temporary),
