@@ -135,6 +135,7 @@ def test_rows_as_the_gateway_decodes_them_give_the_same_answers(site, tmp_path):
         ]
         decoded = Codec(package.signature).decode(msgspec.json.encode({"rows": sent}))
         expected = predictor.predict(matrix_of(rows, package.signature))
+        assert decoded.matrix is not None
         assert np.max(np.abs(predictor.predict(decoded.matrix) - expected)) <= 1e-6
         assert golden_problem(predictor, tmp_path / model, numeric=package.signature.numeric) == ""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from keepwell.core.errors import Corrupt, KeepwellError, NotFound, Unavailable, near_miss
-from keepwell.core.records.predictions import Outcome, Prediction, Status
-from keepwell.core.records.traffic import BUCKETS, Arm
+from keepwell.core.records.predictions import Outcome
+from keepwell.core.records.traffic import Arm
 from keepwell.serving.assign import bucket_of, choose
-from keepwell.serving.codec import Codec, Decoded, encode
+from keepwell.serving.batches import ERROR, FALLBACK, STATUSES, Answerer, Answers, Batch
+from keepwell.serving.codec import Codec, Decoded, encode, encode_error
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.meters import Meters
+from keepwell.serving.protocols import JSON, WireProtocol
 from keepwell.serving.segments import SegmentWriter
 from keepwell.training.predictors import Predictor, load_predictor
+
+ANOTHER_ROW = "another row of its request had no answer"
+NOT_A_NUMBER = "its answer is not a finite number"
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -38,6 +44,11 @@ class Serving(msgspec.Struct, frozen=True):
     arms: tuple[Loaded, ...]
     mirrors: tuple[Loaded, ...]
     names: tuple[str, ...]
+    answerers: tuple[Answerer, ...]
+    tails: tuple[bytes, ...]
+    """What an answer's JSON ends with, by arm."""
+    fallback: int | None = None
+    """Place of the arm that answers where another fails."""
     left_out: tuple[str, ...] = ()
     """Mirrors that could not be loaded, and why: nobody waits for their answers."""
 
@@ -86,6 +97,19 @@ class Loader:
                 arms=arms,
                 mirrors=tuple(mirrors),
                 names=tuple(arm.name for arm in endpoint.arms),
+                answerers=tuple(
+                    Answerer(arm.name, arm.version, arm.artefact, arm.weight)
+                    for arm in endpoint.arms
+                ),
+                tails=tuple(
+                    b","
+                    + encode({"version": arm.version, "plan": endpoint.plan, "arm": arm.name})[1:]
+                    for arm in endpoint.arms
+                ),
+                fallback=next(
+                    (k for k, arm in enumerate(endpoint.arms) if arm.name == endpoint.fallback),
+                    None,
+                ),
                 left_out=tuple(left_out),
             )
         for digest in set(self._loaded) - needed:
@@ -119,310 +143,537 @@ class Ask(msgspec.Struct):
     endpoint: str
     body: bytes
     began: float
+    protocol: WireProtocol | None = None
+    """How the body is written; None: rows as JSON, which has the shortest way."""
+    headers: Mapping[bytes, bytes] = {}
     status: int = 0
     answer: bytes = b""
+    content: bytes = JSON
+    """Content type of the answer, and any further header lines."""
     rows: Decoded | None = None
-    ids: list[str] = []
+    waits: bool = False
+    """The answer may leave once the log is on the disk, and not before."""
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answer with an error, in the words of the request's protocol."""
+        self.status = status
+        self.content = JSON
+        self.answer = (
+            encode_error(message) if self.protocol is None else self.protocol.error(status, message)
+        )
+
+
+class Tick(msgspec.Struct):
+    """What one model call an arm gave for n rows of several requests."""
+
+    outputs: npt.NDArray[np.float64]
+    """Shape (n,) or (n, classes); NaN where no arm had an answer."""
+    chosen: list[int] | None
+    """Place of the chosen arm a row; None: the first."""
+    answered: list[int] | None
+    """Place of the arm that answered; None: the chosen one."""
+    statuses: bytearray | None
+    """None: ok."""
+    errors: dict[int, str]
 
 
 class Desk:
-    """Answers batches of requests: assign, predict once an arm, log, commit, answer."""
+    """Answers batches of requests: assign, predict once an arm, log, answer."""
 
     def __init__(self, writer: SegmentWriter, *, worker: str, meters: Meters) -> None:
         self.endpoints: dict[str, Serving] = {}
         self.edition = 0
         self.problem = ""
+        self.unsynced = False
+        """Something was logged whose way to the disk is not under way yet."""
         self._writer = writer
         self._worker = worker
         self._counter = 0
         self.meters = meters
-        self._shadows: list[tuple[Serving, list[Ask]]] = []
+        self._shadows: list[tuple[Serving, Batch, npt.NDArray[Any]]] = []
 
-    def answer(self, asks: Sequence[Ask]) -> bool:
-        """Answer the requests of one tick. Gives True if the log must be synced by the caller later (``group``)."""
+    def answer(self, asks: Sequence[Ask]) -> None:
+        """Answer the requests of one tick, in place; some answers must wait for the disk (``Ask.waits``)."""
         by_endpoint: dict[str, list[Ask]] = {}
         for ask in asks:
-            by_endpoint.setdefault(ask.endpoint, []).append(ask)
-        later = False
+            group = by_endpoint.get(ask.endpoint)
+            if group is None:
+                by_endpoint[ask.endpoint] = [ask]
+            else:
+                group.append(ask)
         for name, group in by_endpoint.items():
             try:
-                later |= self._answer_endpoint(name, group)
+                self._answer_endpoint(name, group)
             except KeepwellError as error:
                 status = 404 if isinstance(error, NotFound) else 503
                 for ask in group:
                     if not ask.status:
-                        ask.status, ask.answer = status, encode({"error": str(error)})
-        return later
+                        ask.refuse(status, str(error))
 
-    def _answer_endpoint(self, name: str, group: list[Ask]) -> bool:
+    def _answer_endpoint(self, name: str, group: list[Ask]) -> None:
         serving = self.endpoints.get(name)
         if serving is None and not self.edition:
             raise Unavailable(f"Nothing is loaded yet. {self.problem}".strip())
         if serving is None:
             raise NotFound(f"There is no endpoint {name!r}.", todo=near_miss(name, self.endpoints))
-        if serving.codec is None or not serving.arms:
+        codec = serving.codec
+        if codec is None or not serving.arms:
             raise Unavailable(
                 f"The endpoint {name!r} has no version that may answer: "
                 f"{serving.edition.refused or 'nothing is deployed'}."
             )
+        read = codec.read
         good: list[Ask] = []
         for ask in group:
             try:
-                ask.rows = serving.codec.decode(ask.body)
+                protocol = ask.protocol
+                rows = (
+                    read(ask.body)
+                    if protocol is None
+                    else protocol.decode(serving, ask.body, ask.headers)
+                )
             except KeepwellError as error:
-                ask.status, ask.answer = 422, encode({"error": str(error)})
+                bad = 422 if ask.protocol is None else ask.protocol.bad_input
+                ask.refuse(404 if isinstance(error, NotFound) else bad, str(error))
                 self.meters.refused(name)
                 continue
-            if ask.rows.probe:
-                self._probe(serving, ask)
+            ask.rows = rows
+            if rows.probe:
+                self._probe(serving, codec, ask, rows)
             else:
                 good.append(ask)
-        if not good:
-            return False
-        try:
-            records = self._decide(serving, good)
-        except Unavailable:
-            if len(good) == 1:
-                raise
-            # What one caller sent must not fail the others of this tick: each is tried alone.
-            return self._one_by_one(serving, good)
-        return self._finish(serving, good, records)
+        if good:
+            self._decide(serving, codec, good)
 
-    def _one_by_one(self, serving: Serving, asks: list[Ask]) -> bool:
-        later = False
-        for ask in asks:
-            try:
-                later |= self._finish(serving, [ask], self._decide(serving, [ask]))
-            except Unavailable as error:
-                ask.status, ask.answer = 503, encode({"error": str(error)})
-        return later
-
-    def _finish(self, serving: Serving, good: list[Ask], records: list[Prediction]) -> bool:
-        """Log, commit, answer: in this order."""
-        self._writer.append(predictions=records)
-        if serving.edition.log == "sync":
-            self._writer.sync()
-        self._reply(serving, good, records)
-        if serving.mirrors:
-            self._shadows.append((serving, good))
-        return serving.edition.log != "sync"
-
-    def _probe(self, serving: Serving, ask: Ask) -> None:
-        assert ask.rows is not None
+    def _probe(self, serving: Serving, codec: Codec, ask: Ask, rows: Decoded) -> None:
         for loaded in (*serving.arms, *serving.mirrors):
-            if loaded.arm.version == ask.rows.probe:
+            if loaded.arm.version == rows.probe:
                 try:
-                    values = _outputs(loaded, ask.rows.matrix)
+                    values = _values(loaded, _matrix(codec, rows))
+                    if not np.isfinite(values).all():
+                        raise ValueError(NOT_A_NUMBER)  # noqa: TRY301 - the same answer as to what the model raises
                 except Exception as error:  # noqa: BLE001
                     # A probed challenger's failure is its own.
-                    ask.status = 503
-                    ask.answer = encode({"error": f"{type(error).__name__}: {error}"[:300]})
+                    ask.refuse(503, f"{type(error).__name__}: {error}"[:300])
                     return
                 ask.status = 200
+                if ask.protocol is not None:
+                    records = _probed(serving, loaded.arm, values)
+                    ask.answer, ask.content = ask.protocol.encode(serving, ask, records)
+                    return
                 ask.answer = encode(
                     {
                         "predictions": [
-                            {"prediction": v, "version": loaded.arm.version} for v in values
+                            {"prediction": v, "version": loaded.arm.version}
+                            for v in values.tolist()
                         ]
                     }
                 )
                 return
-        ask.status = 409
-        ask.answer = encode({"error": f"Version {ask.rows.probe} is not loaded here."})
+        ask.refuse(409, f"Version {rows.probe} is not loaded here.")
 
-    def _decide(self, serving: Serving, asks: list[Ask]) -> list[Prediction]:
-        arms = tuple(loaded.arm for loaded in serving.arms)
+    def _decide(self, serving: Serving, codec: Codec, asks: list[Ask]) -> None:
+        """Assign, predict, log, answer: in this order."""
         arrived = time.time_ns() // 1000
-        salt = serving.edition.salt
-        owners: list[tuple[Ask, int, str, str, int]] = []
+        edges = [0]
+        alike = True
+        named = False
+        features: list[tuple[Any, ...]] = []
         for ask in asks:
-            assert ask.rows is not None
-            ask.ids = []
-            for i in range(len(ask.rows.features)):
-                identity = ask.rows.ids[i] if ask.rows.ids else self._new_id(arrived)
-                ask.ids.append(identity)
-                unit = (ask.rows.units[i] if ask.rows.units else "") or identity
-                position = 0 if len(arms) == 1 else choose(bucket_of(unit, salt), arms)
-                owners.append((ask, i, identity, unit, position))
-        matrix = np.concatenate([ask.rows.matrix for ask in asks if ask.rows is not None])
-        outputs, answered_by, statuses, errors = self._predict(serving, matrix, owners)
-        records: list[Prediction] = []
+            rows = ask.rows
+            assert rows is not None
+            edges.append(edges[-1] + len(rows))
+            named = named or bool(rows.ids)
+            if rows.matrix is None and rows.features is not None:
+                features += rows.features
+            else:
+                alike = False
+        n = edges[-1]
+        if alike:
+            matrix = codec.matrix(features)
+        elif len(asks) == 1:
+            matrix = _matrix(codec, asks[0].rows)
+        else:
+            matrix = np.concatenate([_matrix(codec, ask.rows) for ask in asks])
+        prefix = f"{arrived:x}-{self._worker}-"
+        first = self._counter + 1
+        self._counter += n
+        ids: list[str] = []
+        if named:
+            for ask, start in zip(asks, edges, strict=False):
+                assert ask.rows is not None
+                ids += ask.rows.ids or [
+                    f"{prefix}{first + k:x}" for k in range(start, start + len(ask.rows))
+                ]
+        units = _joined(asks, edges, "units", "")
+        chosen = None
+        if len(serving.arms) > 1:
+            chosen = self._choose(serving, units, ids, prefix=prefix, first=first, n=n)
+        tick = self._predict(serving, matrix, chosen, edges)
         now = time.perf_counter()
-        for k, (ask, i, identity, unit, position) in enumerate(owners):
-            assert ask.rows is not None
-            arm = arms[answered_by[k]]
-            records.append(
-                Prediction(
-                    id=identity,
-                    time=ask.rows.times[i] if ask.rows.times else arrived,
-                    arrived=arrived,
-                    endpoint=serving.edition.name,
-                    unit=unit,
-                    arms=serving.names,
-                    arm=arm.name,
-                    propensity=arms[position].weight / BUCKETS,
-                    mirror=False,
-                    plan=serving.edition.plan,
-                    version=arm.version,
-                    artefact=arm.artefact,
-                    features=ask.rows.features[i],
-                    output=outputs[k],
-                    latency=int((now - ask.began) * 1e6),
-                    status=statuses[k],
-                    error=errors[k],
-                )
-            )
-        return records
+        latencies = [int((now - ask.began) * 1e6) for ask in asks]
+        spent = latencies
+        if n != len(asks):
+            spent = [
+                latency
+                for latency, ask in zip(latencies, asks, strict=True)
+                for _ in range(len(ask.rows))  # type: ignore[arg-type]
+            ]
+        packs = matrix.dtype != object and all(
+            ask.rows is not None and (ask.rows.features is None or codec.packs) for ask in asks
+        )
+        batch = Batch(
+            endpoint=serving.edition.name,
+            plan=serving.edition.plan,
+            arms=serving.names,
+            answerers=serving.answerers,
+            arrived=arrived,
+            mirror=False,
+            rows=n,
+            prefix=prefix,
+            first=first,
+            ids=ids,
+            times=_joined(asks, edges, "times", arrived),
+            units=units,
+            chosen=_packed(tick.chosen),
+            answered=_packed(tick.answered),
+            features=() if packs else _features(asks, codec),
+            matrix=matrix.tobytes() if packs else b"",
+            kind=matrix.dtype.str if packs else "<f8",
+            outputs=tick.outputs.tobytes(),
+            classes=tick.outputs.shape[1] if tick.outputs.ndim == 2 else 0,
+            latencies=np.array(spent, dtype="<u4").tobytes(),
+            statuses=bytes(tick.statuses) if tick.statuses else b"",
+            errors=tick.errors,
+        )
+        self._writer.append(batches=(batch,))
+        self._reply(serving, asks, edges, batch, tick)
+        self._count(serving, tick, spent)
+        if serving.mirrors:
+            self._shadows.append((serving, batch, matrix))
+
+    @staticmethod
+    def _choose(
+        serving: Serving, units: Sequence[str], ids: list[str], *, prefix: str, first: int, n: int
+    ) -> list[int]:
+        arms = tuple(loaded.arm for loaded in serving.arms)
+        salt = serving.edition.salt
+        names = ids or [f"{prefix}{first + k:x}" for k in range(n)]
+        if units:
+            names = [unit or name for unit, name in zip(units, names, strict=True)]
+        return [choose(bucket_of(name, salt), arms) for name in names]
 
     def _predict(
         self,
         serving: Serving,
         matrix: npt.NDArray[Any],
-        owners: list[tuple[Ask, int, str, str, int]],
-    ) -> tuple[list[Any], list[int], list[Status], list[str]]:
-        """Run one model call an arm; where an arm fails, the fallback answers and both facts are recorded."""
-        n = len(owners)
-        outputs: list[Any] = [None] * n
-        answered_by = [owner[4] for owner in owners]
-        statuses: list[Status] = ["ok"] * n
-        errors = [""] * n
-        fallback = self._fallback(serving)
+        chosen: list[int] | None,
+        edges: list[int],
+    ) -> Tick:
+        """Run one model call an arm; where it fails, see on whose rows, and let the fallback answer those."""
+        n = len(matrix)
+        outputs: npt.NDArray[np.float64] | None = None
+        troubled: dict[int, str] = {}
+        places = np.array(chosen) if chosen is not None else None
         for position, loaded in enumerate(serving.arms):
-            rows = [k for k in range(n) if owners[k][4] == position]
-            if not rows:
+            if places is None and position:
+                break
+            rows = np.arange(n) if places is None else np.flatnonzero(places == position)
+            if not len(rows):
                 continue
-            part = matrix if len(rows) == n else matrix[rows]
+            whole = len(rows) == n
+            part = matrix if whole else matrix[rows]
             try:
-                values = _outputs(loaded, part)
-            except Exception as error:
+                values = _values(loaded, part)
+            except Exception:  # noqa: BLE001
                 # The model is the user's code; whatever it raises must not end the worker.
-                said = f"{type(error).__name__}: {error}"[:300]
-                if fallback is None or fallback == position:
-                    raise Unavailable(
-                        f"The model of {loaded.arm.model}/{loaded.arm.version} failed: {said}."
-                    ) from error
-                try:
-                    values = _outputs(serving.arms[fallback], part)
-                except Exception as second:
-                    raise Unavailable(
-                        f"The model failed ({said}), and so did the fallback: {second}."
-                    ) from second
-                for k in rows:
-                    answered_by[k], statuses[k], errors[k] = fallback, "fallback", said
-            for k, value in zip(rows, values, strict=True):
-                outputs[k] = value
-        return outputs, answered_by, statuses, errors
+                values = _one_by_one(loaded, matrix, rows, edges, troubled)
+            if not np.isfinite(values).all():
+                bad = ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
+                for k in rows[bad].tolist():
+                    troubled.setdefault(k, NOT_A_NUMBER)
+            if whole:
+                outputs = values
+                break
+            if outputs is None:
+                outputs = np.full((n, *values.shape[1:]), np.nan)
+            if outputs.shape[1:] == values.shape[1:]:
+                outputs[rows] = values
+            else:
+                for k in rows.tolist():
+                    troubled.setdefault(k, "its answers have another shape than the other arm's")
+        assert outputs is not None
+        tick = Tick(outputs, chosen, None, None, {})
+        if troubled:
+            self._salvage(serving, matrix, tick, troubled, edges)
+        return tick
 
     @staticmethod
-    def _fallback(serving: Serving) -> int | None:
-        for position, loaded in enumerate(serving.arms):
-            if loaded.arm.name == serving.edition.fallback:
-                return position
-        return None
+    def _salvage(
+        serving: Serving,
+        matrix: npt.NDArray[Any],
+        tick: Tick,
+        troubled: dict[int, str],
+        edges: list[int],
+    ) -> None:
+        """Let the fallback answer the rows that the chosen arm failed on; what is left has no answer."""
+        n = len(matrix)
+        tick.statuses = bytearray(n)
+        chosen = tick.chosen or [0] * n
+        tick.answered = list(chosen)
+        tick.outputs = np.array(tick.outputs)
+        fallback = serving.fallback
+        rows = np.array([k for k in sorted(troubled) if chosen[k] != fallback], dtype=np.intp)
+        if fallback is not None and len(rows):
+            second: dict[int, str] = {}
+            values = _one_by_one(serving.arms[fallback], matrix, rows, edges, second)
+            if tick.outputs.shape[1:] != values.shape[1:] and len(rows) == n:
+                tick.outputs = np.full((n, *values.shape[1:]), np.nan)
+            fits = tick.outputs.shape[1:] == values.shape[1:]
+            for k, value in zip(rows.tolist(), values, strict=True):
+                if k in second or not fits or not np.isfinite(value).all():
+                    said = second.get(k, NOT_A_NUMBER)
+                    troubled[k] = f"{troubled[k]}; and so did the fallback: {said}"[:600]
+                    continue
+                tick.outputs[k] = value
+                tick.answered[k] = fallback
+                tick.statuses[k] = FALLBACK
+                tick.errors[k] = troubled.pop(k)
+        for k, said in troubled.items():
+            tick.outputs[k] = np.nan
+            tick.statuses[k] = ERROR
+            tick.errors[k] = said
+        # A request is answered whole or not at all.
+        for start, stop in pairwise(edges):
+            if ERROR in tick.statuses[start:stop]:
+                for k in range(start, stop):
+                    if tick.statuses[k] != ERROR:
+                        tick.statuses[k] = ERROR
+                        tick.outputs[k] = np.nan
+                        tick.answered[k] = chosen[k]
+                        tick.errors[k] = ANOTHER_ROW
 
-    def _reply(self, serving: Serving, asks: list[Ask], records: list[Prediction]) -> None:
-        plan = serving.edition.plan
-        k = 0
-        for ask in asks:
-            n = len(ask.ids)
-            ask.answer = encode(
-                {
-                    "predictions": [
-                        {
-                            "id": r.id,
-                            "prediction": r.output,
-                            "version": r.version,
-                            "plan": plan,
-                            "arm": r.arm,
-                        }
-                        for r in records[k : k + n]
-                    ]
-                }
-            )
-            ask.status = 200
-            for r in records[k : k + n]:
-                self.meters.answered(serving.edition.name, r.arm, r.version, r.latency, r.status)
-            k += n
-
-    def shadow(self) -> bool:
-        """Compute and log what the mirrors would have said to requests that are answered; True if there was any."""
-        work, self._shadows = self._shadows, []
-        records: list[Prediction] = []
-        for serving, asks in work:
-            matrix = np.concatenate([ask.rows.matrix for ask in asks if ask.rows is not None])
-            for loaded in serving.mirrors:
-                records += self._shadow_one(serving, loaded, asks, matrix)
-        if records:
-            try:
-                self._writer.append(predictions=records)
-            except Unavailable:
-                self.meters.dropped += len(
-                    records
-                )  # a shadow is a measurement: losing it loses no answer
-        return bool(work)
-
-    def _shadow_one(
-        self, serving: Serving, loaded: Loaded, asks: list[Ask], matrix: npt.NDArray[Any]
-    ) -> list[Prediction]:
-        began = time.perf_counter()
-        status: Status = "ok"
-        said = ""
-        try:
-            outputs = _outputs(loaded, matrix)
-        except Exception as error:  # noqa: BLE001
-            # As above: a challenger's failure is recorded, and harms nobody.
-            outputs = [None] * len(matrix)
-            status, said = "error", f"{type(error).__name__}: {error}"[:300]
-        latency = int((time.perf_counter() - began) * 1e6)
-        arrived = time.time_ns() // 1000
-        records = []
-        k = 0
-        for ask in asks:
-            assert ask.rows is not None
-            for i, identity in enumerate(ask.ids):
-                records.append(
-                    Prediction(
-                        id=identity,
-                        time=ask.rows.times[i] if ask.rows.times else arrived,
-                        arrived=arrived,
-                        endpoint=serving.edition.name,
-                        unit=(ask.rows.units[i] if ask.rows.units else "") or identity,
-                        arms=serving.names,
-                        arm=loaded.arm.name,
-                        propensity=0.0,
-                        mirror=True,
-                        plan=serving.edition.plan,
-                        version=loaded.arm.version,
-                        artefact=loaded.arm.artefact,
-                        features=(),
-                        output=outputs[k],
-                        latency=latency,
-                        status=status,
-                        error=said,
+    def _reply(
+        self, serving: Serving, asks: list[Ask], edges: list[int], batch: Batch, tick: Tick
+    ) -> None:
+        durable = serving.edition.log == "sync"
+        if not durable:
+            self.unsynced = True
+        outputs = tick.outputs
+        texts: list[bytes] | None = None
+        answered = tick.answered or tick.chosen
+        made = b'"%s' % batch.prefix.encode()
+        tails = serving.tails
+        for place, ask in enumerate(asks):
+            start, stop = edges[place], edges[place + 1]
+            if tick.statuses is not None and tick.statuses[start] == ERROR:
+                self._refuse(serving, ask, tick, start, stop)
+            elif ask.protocol is not None:
+                answers = Answers(batch, outputs[start:stop], start, stop)
+                ask.answer, ask.content = ask.protocol.encode(serving, ask, answers)
+                ask.status = 200
+            else:
+                if texts is None:
+                    texts = _texts(outputs)
+                parts = []
+                for k in range(start, stop):
+                    identity = (
+                        encode(batch.ids[k]) if batch.ids else b'%s%x"' % (made, batch.first + k)
                     )
-                )
-                k += 1
-        return records
+                    tail = tails[answered[k] if answered else 0]
+                    parts.append(b'{"id":%s,"prediction":%s%s' % (identity, texts[k], tail))
+                ask.answer = b'{"predictions":[%s]}' % b",".join(parts)
+                ask.status = 200
+            ask.waits = durable
+
+    @staticmethod
+    def _refuse(serving: Serving, ask: Ask, tick: Tick, start: int, stop: int) -> None:
+        k = next(k for k in range(start, stop) if tick.errors[k] != ANOTHER_ROW)
+        arm = serving.arms[tick.chosen[k] if tick.chosen else 0].arm
+        ask.refuse(
+            503,
+            f"The model of {arm.model}/{arm.version} failed on row {k - start}: {tick.errors[k]}.",
+        )
+
+    def _count(self, serving: Serving, tick: Tick, spent: list[int]) -> None:
+        name = serving.edition.name
+        answered = tick.answered or tick.chosen
+        if answered is None:
+            arm = serving.arms[0].arm
+            self.meters.answered(name, arm.name, arm.version, "ok", spent)
+            return
+        statuses = tick.statuses or bytes(len(spent))
+        groups: dict[tuple[int, int], list[int]] = {}
+        for by, status, latency in zip(answered, statuses, spent, strict=True):
+            groups.setdefault((by, status), []).append(latency)
+        for (by, status), latencies in groups.items():
+            arm = serving.arms[by].arm
+            self.meters.answered(name, arm.name, arm.version, STATUSES[status], latencies)
+
+    def shadow(self) -> None:
+        """Compute and log what the mirrors would have said to requests that are answered."""
+        work, self._shadows = self._shadows, []
+        batches = [
+            _mirrored(serving, loaded, batch, matrix)
+            for serving, batch, matrix in work
+            for loaded in serving.mirrors
+        ]
+        if not batches:
+            return
+        try:
+            self._writer.append(batches=batches)
+        except Unavailable:
+            # A shadow is a measurement: losing it loses no answer.
+            self.meters.dropped += sum(batch.rows for batch in batches)
+        self.unsynced = True
+
+    @property
+    def shadowing(self) -> bool:
+        """Tell whether mirrors have something to compute."""
+        return bool(self._shadows)
 
     def outcomes(self, given: Sequence[Outcome]) -> None:
-        """Log outcomes, durable on return. Raises Unavailable."""
+        """Log outcomes. Raises Unavailable."""
         self._writer.append(outcomes=given)
 
     def sync(self) -> None:
         """Bring the log to the disk. Raises Unavailable."""
         self._writer.sync()
 
-    def _new_id(self, now: int) -> str:
-        self._counter += 1
-        return f"{now:x}-{self._worker}-{self._counter:x}"
+
+def _probed(serving: Serving, arm: Arm, values: npt.NDArray[np.float64]) -> Answers:
+    """Put what a probe said into records, for protocols to write. They have no id and are never logged."""
+    n = len(values)
+    batch = Batch(
+        endpoint=serving.edition.name,
+        plan=serving.edition.plan,
+        arms=serving.names,
+        answerers=(Answerer(arm.name, arm.version, arm.artefact, 0),),
+        arrived=0,
+        mirror=True,
+        rows=n,
+        prefix="",
+        first=0,
+        ids=[""] * n,
+        outputs=values.tobytes(),
+        classes=values.shape[1] if values.ndim == 2 else 0,
+        latencies=bytes(4),
+    )
+    return Answers(batch, values, 0, n)
 
 
-def _outputs(loaded: Loaded, matrix: npt.NDArray[Any]) -> list[Any]:
-    """Run a model and see that it gave one value a row."""
-    values: list[Any] = loaded.predictor.predict(matrix).tolist()
-    if len(values) != len(matrix):
-        raise ValueError(f"it gave {len(values)} values for {len(matrix)} rows")
+def _matrix(codec: Codec, rows: Decoded | None) -> npt.NDArray[Any]:
+    assert rows is not None
+    return codec.matrix(rows.features or []) if rows.matrix is None else rows.matrix
+
+
+def _features(asks: Sequence[Ask], codec: Codec) -> list[Sequence[Any]]:
+    """Give every row as it was sent; where it came as numbers, those."""
+    found: list[Sequence[Any]] = []
+    for ask in asks:
+        assert ask.rows is not None
+        if ask.rows.features is not None:
+            found += ask.rows.features
+        else:
+            numbers = _matrix(codec, ask.rows).tolist()
+            found += [[None if v != v else v for v in row] for row in numbers]  # noqa: PLR0124 - NaN alone differs from itself
+    return found
+
+
+def _joined(asks: Sequence[Ask], edges: list[int], field: str, otherwise: Any) -> list[Any]:
+    """Join a column over requests of which some may have none; empty if none has."""
+    columns = [getattr(ask.rows, field) for ask in asks]
+    if not any(columns):
+        return []
+    joined: list[Any] = []
+    for column, start, stop in zip(columns, edges, edges[1:], strict=False):
+        joined += column or [otherwise] * (stop - start)
+    return joined
+
+
+def _packed(places: list[int] | None) -> bytes:
+    return b"" if places is None else np.array(places, dtype="<u2").tobytes()
+
+
+def _texts(outputs: npt.NDArray[np.float64]) -> list[bytes]:
+    """Write answers as JSON, all at once."""
+    text = encode(outputs.tolist())
+    if outputs.ndim == 1:
+        return text[1:-1].split(b",")
+    return [b"[%s]" % row for row in text[2:-2].split(b"],[")]
+
+
+def _values(loaded: Loaded, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Run a model and see that it gave one answer a row."""
+    values = np.asarray(loaded.predictor.predict(matrix), dtype=np.float64)
+    if values.shape[:1] != (len(matrix),) or values.ndim > 2:
+        raise ValueError(f"it gave answers of shape {values.shape} for {len(matrix)} rows")
     return values
+
+
+def _one_by_one(
+    loaded: Loaded,
+    matrix: npt.NDArray[Any],
+    rows: npt.NDArray[np.intp],
+    edges: list[int],
+    troubled: dict[int, str],
+) -> npt.NDArray[np.float64]:
+    """Run a model on the rows of each request alone, so that one caller's rows fail nobody else's."""
+    outputs: npt.NDArray[np.float64] | None = None
+    for start, stop in pairwise(edges):
+        inside = np.flatnonzero((rows >= start) & (rows < stop))
+        if not len(inside):
+            continue
+        mine = rows[inside]
+        try:
+            values = _values(loaded, matrix[mine])
+            if outputs is None:
+                outputs = np.full((len(rows), *values.shape[1:]), np.nan)
+            outputs[inside] = values
+        except Exception as error:  # noqa: BLE001
+            # The user's code, as above.
+            said = f"{type(error).__name__}: {error}"[:300]
+            troubled.update(dict.fromkeys(mine.tolist(), said))
+    return np.full(len(rows), np.nan) if outputs is None else outputs
+
+
+def _mirrored(serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]) -> Batch:
+    """Let one mirror answer a batch; what it raises is recorded, and harms nobody."""
+    began = time.perf_counter()
+    n = batch.rows
+    errors: dict[int, str] = {}
+    try:
+        outputs = _values(loaded, matrix)
+        if not np.isfinite(outputs).all():
+            bad = ~np.isfinite(outputs.reshape(n, -1)).all(axis=1)
+            errors = dict.fromkeys(np.flatnonzero(bad).tolist(), NOT_A_NUMBER)
+    except Exception as error:  # noqa: BLE001
+        # A challenger is the user's code too.
+        outputs = np.full(n, np.nan)
+        errors = dict.fromkeys(range(n), f"{type(error).__name__}: {error}"[:300])
+    statuses = bytearray(n) if errors else bytearray()
+    for k in errors:
+        statuses[k] = ERROR
+    arm = loaded.arm
+    return Batch(
+        endpoint=batch.endpoint,
+        plan=batch.plan,
+        arms=serving.names,
+        answerers=(Answerer(arm.name, arm.version, arm.artefact, 0),),
+        arrived=time.time_ns() // 1000,
+        mirror=True,
+        rows=n,
+        prefix=batch.prefix,
+        first=batch.first,
+        ids=batch.ids,
+        times=batch.times or [batch.arrived] * n,
+        units=batch.units,
+        outputs=outputs.tobytes(),
+        classes=outputs.shape[1] if outputs.ndim == 2 else 0,
+        latencies=np.array([(time.perf_counter() - began) * 1e6], dtype="<u4").tobytes(),
+        statuses=bytes(statuses),
+        errors=errors,
+    )
 
 
 def worker_name(number: int) -> str:

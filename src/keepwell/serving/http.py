@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import Any, cast
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol, cast
 
 import httptools
 import msgspec
@@ -14,11 +17,16 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
+from keepwell.serving.protocols import JSON
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
 MAX_PIPELINE = 128
 IDLE_SECONDS = 75.0
+SWEEP_SECONDS = 15.0
+"""One sweep over all connections closes the idle ones: a timer a connection would be set anew by each request."""
+MAX_KNOWN_HEADS = 512
+MAX_KNOWN_HEAD = 2048
 GROUP_SECONDS = 0.01
 """With the log level ``group`` the disk is brought up to date this often."""
 
@@ -34,11 +42,16 @@ _REASONS = {
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
-_HEADS = {
-    status: f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: ".encode()
+_STARTS = {
+    status: f"HTTP/1.1 {status} {reason}\r\ncontent-type: ".encode()
     for status, reason in _REASONS.items()
 }
-_TEXT_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: "
+SHORT = 2048
+_JSON_HEADS = [
+    b"%s%s\r\ncontent-length: %d\r\n\r\n" % (_STARTS[200], JSON, length) for length in range(SHORT)
+]
+"""Heads of good answers that are as short as most are."""
+_TEXT = b"text/plain; version=0.0.4"
 
 
 class _OutcomeRow(msgspec.Struct, kw_only=True):
@@ -55,15 +68,27 @@ class _OutcomeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 _outcome_decoder = msgspec.json.Decoder(_OutcomeBody)
 
 
-class Slot:
+class Slot(msgspec.Struct):
     """The place of one request in its connection's order, and its answer once there is one."""
 
-    __slots__ = ("close", "data", "head")
+    data: bytes | None = None
+    close: bool = False
+    head: bool = False
 
-    def __init__(self) -> None:
-        self.data: bytes | None = None
-        self.close = False
-        self.head = False
+
+class Caller(Protocol):
+    """Who asked, whatever it is connected by: told once, on the loop's thread, when its answer is there."""
+
+    def fill(self, slot: Slot, status: int, answer: bytes, *, content: bytes = ...) -> None:
+        """Take the answer to the request of ``slot``."""
+        ...
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What the bytes before a body said, when they were read in full: the same bytes say the same again."""
+
+    endpoint: str
+    length: int
 
 
 class Floor:
@@ -72,16 +97,20 @@ class Floor:
     def __init__(self, desk: Desk, loop: asyncio.AbstractEventLoop) -> None:
         self.desk = desk
         self.loop = loop
-        self.pending: list[tuple[Ask, Connection, Slot]] = []
+        self.pending: list[tuple[Ask, Caller, Slot]] = []
         self.scheduled = False
         self.connections: set[Connection] = set()
         self.draining = False
+        self.heads: dict[bytes, Head] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
         self._sync_at: asyncio.TimerHandle | None = None
         self._sync_problem = ""
+        self._waiting: list[Callable[[str], None]] = []
+        self._under_way: list[Callable[[str], None]] | None = None
 
-    def submit(self, ask: Ask, connection: Connection, slot: Slot) -> None:
+    def submit(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
-        self.pending.append((ask, connection, slot))
+        self.pending.append((ask, caller, slot))
         if not self.scheduled:
             self.scheduled = True
             self.loop.call_soon(self.tick)
@@ -90,46 +119,108 @@ class Floor:
         """Answer everything that arrived in this tick together."""
         self.scheduled = False
         work, self.pending = self.pending, []
-        asks = [ask for ask, _, _ in work]
+        desk = self.desk
         try:
-            later = self.desk.answer(asks)
+            desk.answer([ask for ask, _, _ in work])
         except Exception as error:  # noqa: BLE001
             # The outermost door of the hot path: one bad batch must not end the worker.
-            later = False
-            for ask in asks:
+            for ask, _, _ in work:
                 if not ask.status:
-                    ask.status, ask.answer = (
-                        500,
-                        encode_error(f"{type(error).__name__}: {error}"[:500]),
-                    )
-        for ask, connection, slot in work:
-            connection.fill(slot, ask.status, ask.answer)
-        self.loop.call_soon(self._shadow)
-        if later:
-            self._sync_later()
+                    ask.refuse(500, f"{type(error).__name__}: {error}"[:500])
+        waiting = []
+        for each in work:
+            ask, caller, slot = each
+            if ask.waits:
+                waiting.append(each)
+            else:
+                caller.fill(slot, ask.status, ask.answer, content=ask.content)
+        if waiting:
+            self.when_durable(partial(_release, waiting))
+        if desk.shadowing:
+            self.loop.call_soon(self._shadow)
+        if desk.unsynced:
+            self.sync_later()
 
     def _shadow(self) -> None:
-        if self.desk.shadow():
-            self._sync_later()
+        self.desk.shadow()
+        if self.desk.unsynced:
+            self.sync_later()
 
-    def _sync_later(self) -> None:
+    def sync_later(self) -> None:
+        """Bring the log to the disk within ``GROUP_SECONDS``; nobody waits for it."""
         if self._sync_at is None:
-            self._sync_at = self.loop.call_later(GROUP_SECONDS, self._sync)
+            self._sync_at = self.loop.call_later(GROUP_SECONDS, self._sync_now)
 
-    def _sync(self) -> None:
+    def _sync_now(self) -> None:
         self._sync_at = None
-        # The disk is waited for in a thread, so that the loop goes on answering.
-        self.loop.run_in_executor(None, self._sync_quietly)
+        self.desk.unsynced = False
+        if self._under_way is None:
+            self._start_sync()
+        else:
+            self.sync_later()
 
-    def _sync_quietly(self) -> None:
+    def when_durable(self, told: Callable[[str], None]) -> None:
+        """Call back with nothing, or with what is wrong, once everything logged until now is on the disk.
+
+        The disk is waited for in a thread, one sync at a time, so that the loop goes on reading, computing and
+        logging meanwhile; what came while one sync ran is made durable by the next, together.
+        """
+        self._waiting.append(told)
+        if self._under_way is None:
+            self._start_sync()
+
+    def _start_sync(self) -> None:
+        self._under_way, self._waiting = self._waiting, []
+        self.loop.run_in_executor(None, self._sync_in_thread)
+
+    def _sync_in_thread(self) -> None:
         problem = ""
         try:
             self.desk.sync()
         except KeepwellError as error:
             problem = str(error)
+        except Exception as error:  # noqa: BLE001
+            # Whoever waits must be told, whatever it was.
+            problem = f"{type(error).__name__}: {error}"
+        # A worker that has drained is gone without waiting for the disk's last word.
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._synced, problem)
+
+    def _synced(self, problem: str) -> None:
+        told, self._under_way = self._under_way or [], None
         if problem or self.desk.problem == self._sync_problem:
             self.desk.problem = problem  # and a disk that takes it again ends the problem
         self._sync_problem = problem
+        if self._waiting:
+            self._start_sync()  # first, so that the disk works while the answers are sent
+        for each in told:
+            each(problem)
+
+    def enter(self, connection: Connection) -> None:
+        """Take a connection in."""
+        self.connections.add(connection)
+        if self._sweeping is None:
+            self._sweeping = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        for connection in list(self.connections):
+            connection.rest()
+        if self.connections:
+            self._sweeping = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def remember(self, head: bytes, known: Head) -> None:
+        """Remember what a head said; many different ones push one another out."""
+        if len(self.heads) >= MAX_KNOWN_HEADS:
+            self.heads.clear()
+        self.heads[head] = known
+
+
+def _release(work: list[tuple[Ask, Caller, Slot]], problem: str) -> None:
+    for ask, caller, slot in work:
+        if problem:
+            ask.refuse(503, problem)
+        caller.fill(slot, ask.status, ask.answer, content=ask.content)
 
 
 class Connection(asyncio.Protocol):
@@ -143,43 +234,58 @@ class Connection(asyncio.Protocol):
         self._body = bytearray()
         self._url = b""
         self._header_bytes = 0
-        self._too_large = 0
         self._expect = False
+        self._chunked = False
         self._closing = False
         self._paused = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._inside = False
+        """The parser has a part of a request."""
+        self._finished = 0
+        self._known: Head | None = None
+        """What the last head said, where that may be remembered."""
+        self._sweeps = 0
+        self._asked = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         # uvloop's transports are not subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._parser = httptools.HttpRequestParser(self)
-        self._floor.connections.add(self)
-        self._touch()
+        self._floor.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: answers that are still due have nobody to go to; what was logged stays logged."""
         del exc
         self._floor.connections.discard(self)
         self._closing = True
-        if self._timer is not None:
-            self._timer.cancel()
 
-    def _touch(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._floor.loop.call_later(IDLE_SECONDS, self._expire)
-
-    def _expire(self) -> None:
-        if self._transport is not None and not self._slots:
+    def rest(self) -> None:
+        """Count a sweep since the last request, and close when they are too many."""
+        self._sweeps += 1
+        idle = self._sweeps * SWEEP_SECONDS > IDLE_SECONDS
+        if idle and self._transport is not None and not self._slots:
             self._transport.close()
-        else:
-            self._touch()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         if self._closing:
             return
+        self._asked = True
+        floor = self._floor
+        begins = not self._inside
+        end = 0
+        if begins:
+            end = data.find(b"\r\n\r\n") + 4
+            known = floor.heads.get(data[:end])
+            if known is not None and len(data) == end + known.length and not floor.draining:
+                # Most clients send the same head again and again: it is read in full once.
+                self._sweeps = 0
+                slot = Slot()
+                self._slots.append(slot)
+                floor.submit(Ask(known.endpoint, data[end:], time.perf_counter()), self, slot)
+                self._hold()
+                return
+        self._finished = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -192,6 +298,18 @@ class Connection(asyncio.Protocol):
                 self._reject(400, "The request cannot be read.")
         except httptools.HttpParserError as error:
             self._reject(400, f"The request is not HTTP/1.1: {error}.")
+        known = self._known
+        whole = begins and self._finished == 1 and not self._inside and not self._closing
+        if (
+            known is not None
+            and whole
+            and end <= MAX_KNOWN_HEAD
+            and len(data) == end + known.length
+        ):
+            floor.remember(data[:end], known)
+        self._hold()
+
+    def _hold(self) -> None:
         if len(self._slots) > MAX_PIPELINE and self._transport is not None and not self._paused:
             self._paused = True
             self._transport.pause_reading()
@@ -207,6 +325,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Make room for the next request."""
+        self._inside = True
+        self._known = None
+        self._chunked = False
         self._body = bytearray()
         self._url = b""
         self._header_bytes = 0
@@ -226,6 +347,8 @@ class Connection(asyncio.Protocol):
         lower = name.lower()
         if lower == b"content-length" and value.isdigit() and int(value) > MAX_BODY:
             raise _Limit(413, f"The body is larger than {MAX_BODY:,} bytes.")
+        if lower == b"transfer-encoding":
+            self._chunked = True
         if lower == b"expect" and value.lower() == b"100-continue":
             self._expect = True
 
@@ -243,7 +366,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Route one request."""
         began = time.perf_counter()
-        self._touch()
+        self._inside = False
+        self._finished += 1
+        self._sweeps = 0
         slot = Slot()
         slot.close = not self._parser.should_keep_alive() or self._floor.draining
         self._slots.append(slot)
@@ -251,7 +376,9 @@ class Connection(asyncio.Protocol):
         path = self._url.split(b"?", 1)[0].decode("latin-1")
         if method == b"POST" and path.startswith("/v1/endpoints/") and path.endswith("/predict"):
             name = path[len("/v1/endpoints/") : -len("/predict")]
-            self._floor.submit(Ask(endpoint=name, body=bytes(self._body), began=began), self, slot)
+            if not self._expect and not self._chunked and not slot.close:
+                self._known = Head(name, len(self._body))
+            self._floor.submit(Ask(name, bytes(self._body), began), self, slot)
             return
         slot.head = method == b"HEAD"
         self._plain(slot, "GET" if slot.head else method.decode("latin-1"), path)
@@ -275,7 +402,7 @@ class Connection(asyncio.Protocol):
                 encode({"ready": ready, "edition": desk.edition, "problem": desk.problem}),
             )
         elif path == "/metrics":
-            self.fill(slot, 200, desk.meters.render().encode(), text=True)
+            self.fill(slot, 200, desk.meters.render().encode(), content=_TEXT)
         elif path == "/v1/endpoints":
             self.fill(slot, 200, encode(_describe(desk)))
         else:
@@ -309,11 +436,12 @@ class Connection(asyncio.Protocol):
             if rows:
                 desk.outcomes(rows)
                 desk.meters.outcomes += len(rows)
-                if any(desk.endpoints[row.endpoint].edition.log == "sync" for row in rows):
-                    desk.sync()
-                else:
-                    self._floor._sync_later()  # noqa: SLF001 - the floor and its connections are one piece
-            self.fill(slot, 200, encode({"accepted": len(rows)}))
+            if any(desk.endpoints[row.endpoint].edition.log == "sync" for row in rows):
+                self._floor.when_durable(partial(self._accept, slot, len(rows)))
+                return
+            if rows:
+                self._floor.sync_later()
+            self._accept(slot, len(rows), "")
         except msgspec.DecodeError as error:
             self.fill(
                 slot,
@@ -325,12 +453,27 @@ class Connection(asyncio.Protocol):
         except KeepwellError as error:
             self.fill(slot, 422 if error.code == "invalid_input" else 503, encode_error(str(error)))
 
-    def fill(self, slot: Slot, status: int, answer: bytes, *, text: bool = False) -> None:
+    def _accept(self, slot: Slot, rows: int, problem: str) -> None:
+        if problem:
+            self.fill(slot, 503, encode_error(problem))
+        else:
+            self.fill(slot, 200, encode({"accepted": rows}))
+
+    def fill(self, slot: Slot, status: int, answer: bytes, *, content: bytes = JSON) -> None:
         """Give a request its answer; send whatever is next in order and complete."""
-        head = _TEXT_HEAD if text else _HEADS.get(status, _HEADS[500])
-        extra = b"\r\nretry-after: 1" if status == 503 else b""
-        tail = b"\r\nconnection: close\r\n\r\n" if slot.close else b"\r\n\r\n"
-        slot.data = head + str(len(answer)).encode() + extra + tail + (b"" if slot.head else answer)
+        length = len(answer)
+        if status == 200 and length < SHORT and content is JSON and not (slot.close or slot.head):
+            data = _JSON_HEADS[length] + answer
+            slots = self._slots
+            if len(slots) == 1 and slots[0] is slot and not self._paused:
+                slots.clear()
+                transport = self._transport
+                if transport is not None and not transport.is_closing():
+                    transport.write(data)
+                return
+            slot.data = data
+        else:
+            slot.data = _written(slot, status, answer, content)
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -360,10 +503,22 @@ class Connection(asyncio.Protocol):
         self._slots[-1].close = True
         return True
 
-    def drain(self) -> None:
-        """Close once nothing is due."""
-        if not self._slots and self._transport is not None:
+    def drain(self, *, silent: bool) -> None:
+        """Close once nothing is due; where no request ever came, it may be on its way, so only if ``silent``."""
+        due = bool(self._slots) or self._inside or not (self._asked or silent)
+        if not due and self._transport is not None:
             self._transport.close()
+
+
+def _written(slot: Slot, status: int, answer: bytes, content: bytes) -> bytes:
+    return b"%s%s\r\ncontent-length: %d%s%s\r\n\r\n%s" % (
+        _STARTS.get(status, _STARTS[500]),
+        content,
+        len(answer),
+        b"\r\nretry-after: 1" if status == 503 else b"",
+        b"\r\nconnection: close" if slot.close else b"",
+        b"" if slot.head else answer,
+    )
 
 
 class _Limit(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,23 @@ class Meters:
         self.dropped = 0
         self.outcomes = 0
 
-    def answered(self, endpoint: str, arm: str, version: int, latency: int, status: str) -> None:
-        """Count one answered decision."""
+    def answered(
+        self, endpoint: str, arm: str, version: int, status: str, latencies: list[int]
+    ) -> None:
+        """Count the decisions of one tick that one arm answered, with their latencies in microseconds."""
         key = (endpoint, arm, version, status)
-        self.counts[key] = self.counts.get(key, 0) + 1
-        buckets = self.latency.setdefault((endpoint, arm, version), [0] * (len(BOUNDS_US) + 2))
-        place = 0
-        while place < len(BOUNDS_US) and latency > BOUNDS_US[place]:
-            place += 1
-        buckets[place] += 1
-        buckets[-1] += latency
+        self.counts[key] = self.counts.get(key, 0) + len(latencies)
+        buckets = self.latency.get(key[:3])
+        if buckets is None:
+            buckets = self.latency[key[:3]] = [0] * (len(BOUNDS_US) + 2)
+        buckets[-1] += sum(latencies)
+        place = bisect_left(BOUNDS_US, min(latencies))
+        if place == bisect_left(BOUNDS_US, max(latencies)):
+            # The requests of one tick mostly took alike.
+            buckets[place] += len(latencies)
+            return
+        for latency in latencies:
+            buckets[bisect_left(BOUNDS_US, latency)] += 1
 
     def refused(self, endpoint: str) -> None:
         """Count one request with bad input."""

@@ -1,8 +1,9 @@
 """The prediction log on disk: per worker, append-only, each frame with its length and CRC-32.
 
 A frame is ``length (4 bytes, little-endian) crc32 (4 bytes) payload``; the payload is MessagePack
-``[kind, records]`` with kind 0 for predictions and 1 for outcomes. A process only ever appends to files that
-it made itself, so a tail torn by a crash stays at the end of its file, where the reader finds and reports it.
+``[kind, content]`` with kind 0 for prediction records, 1 for outcome records and 2 for one ``Batch`` of predictions.
+A process only ever appends to files that it made itself, so a tail torn by a crash stays at the end of its file,
+where the reader finds and reports it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import msgspec
 from keepwell.core.errors import Unavailable
 from keepwell.core.ports.predictionlog import LogBatch
 from keepwell.core.records.predictions import Outcome, Prediction
+from keepwell.serving.batches import Batch
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _HEAD = struct.Struct("<II")
 _encoder = msgspec.msgpack.Encoder()
 _predictions = msgspec.msgpack.Decoder(tuple[int, tuple[Prediction, ...]])
 _outcomes = msgspec.msgpack.Decoder(tuple[int, tuple[Outcome, ...]])
+_batches = msgspec.msgpack.Decoder(tuple[int, Batch])
 
 
 class SegmentWriter:
@@ -37,21 +40,29 @@ class SegmentWriter:
         self._size = 0
         self._file = -1
         self._changing = threading.Lock()
-        """Held while the descriptor is exchanged, so that a sync never meets a closed or reused one."""
+        """Held while descriptors are exchanged, so that a sync never meets a closed or reused one."""
+        self._syncing = threading.Lock()
+        """One sync at a time: what another one is still bringing to the disk is not on it yet."""
+        self._left: list[int] = []
+        """Full files that the next sync makes durable and closes, so that an append never waits for the disk."""
+        self._unnamed = False
+        """A file was made whose name is not on the disk yet."""
         self.bytes_written = 0
 
     def append(
-        self, predictions: Sequence[Prediction] = (), outcomes: Sequence[Outcome] = ()
+        self,
+        predictions: Sequence[Prediction] = (),
+        outcomes: Sequence[Outcome] = (),
+        batches: Sequence[Batch] = (),
     ) -> None:
         """Write records; they survive the process from here on, and the machine after ``sync``.
 
         Raises Unavailable if the disk does not take them; nothing half-written is left for readers to trip on.
         """
-        frames = bytearray()
-        for kind, records in ((0, predictions), (1, outcomes)):
-            if records:
-                payload = _encoder.encode((kind, records))
-                frames += _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+        frames = b"".join(
+            [_frame(2, batch) for batch in batches]
+            + [_frame(k, given) for k, given in ((0, predictions), (1, outcomes)) if given]
+        )
         try:
             if self._file < 0 or self._size > SEGMENT_BYTES or not self._there():
                 self._open()
@@ -69,28 +80,47 @@ class SegmentWriter:
         self.bytes_written += len(frames)
 
     def sync(self) -> None:
-        """Bring what was appended to the disk (fdatasync). Raises Unavailable."""
+        """Bring what was appended before the call to the disk (fdatasync). Raises Unavailable."""
+        with self._syncing:
+            self._sync()
+
+    def _sync(self) -> None:
         with self._changing:
-            if self._file < 0:
-                return
-            descriptor = os.dup(self._file)
+            descriptors = self._left
+            if self._file >= 0:
+                # A copy, so that the other thread may leave the file meanwhile.
+                descriptors = [*descriptors, os.dup(self._file)]
+            self._left = []
+            unnamed, self._unnamed = self._unnamed, False
         try:
-            os.fdatasync(descriptor)
+            while descriptors:
+                os.fdatasync(descriptors[0])
+                os.close(descriptors.pop(0))
+            if unnamed:
+                self._name_on_disk()
         except OSError as error:
+            with self._changing:
+                self._unnamed |= unnamed
+                self._left = descriptors + self._left
             raise Unavailable(f"The prediction log cannot be synced: {error.strerror}.") from error
-        finally:
-            os.close(descriptor)
 
     def close(self) -> None:
         """Sync and close."""
         if self._file >= 0:
-            self.sync()
             self._leave()
+        self.sync()
 
     def _leave(self) -> None:
         with self._changing:
-            os.close(self._file)
+            self._left.append(self._file)
             self._file = -1
+
+    def _name_on_disk(self) -> None:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _there(self) -> bool:
         # A log folder that was removed under a running gateway is made again rather than written into the void.
@@ -98,19 +128,13 @@ class SegmentWriter:
 
     def _open(self) -> None:
         if self._file >= 0:
-            # A later sync reaches the new file only, so this one is made durable before it is left.
-            os.fdatasync(self._file)
             self._leave()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._part += 1
         path = self._folder / f"{self._name}-{self._part:04d}.seg"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
         self._size = 0
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self._unnamed = True
 
     def _cut_back(self) -> None:
         if self._file < 0:
@@ -119,6 +143,11 @@ class SegmentWriter:
             os.ftruncate(self._file, self._size)
         except OSError:
             self._leave()
+
+
+def _frame(kind: int, content: object) -> bytes:
+    payload = _encoder.encode((kind, content))
+    return b"%s%s" % (_HEAD.pack(len(payload), zlib.crc32(payload)), payload)
 
 
 class SegmentLog:
@@ -160,7 +189,9 @@ class SegmentLog:
                             f"{path.name} at byte {end}: a frame does not match its checksum"
                         )
                         break
-                    if payload[1] == 0:
+                    if payload[1] == 2:
+                        predictions.extend(_batches.decode(payload)[1].expand())
+                    elif payload[1] == 0:
                         predictions.extend(_predictions.decode(payload)[1])
                     else:
                         outcomes.extend(_outcomes.decode(payload)[1])

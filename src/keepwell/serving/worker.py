@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from keepwell.serving.segments import SegmentWriter
 
 LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 5.0
+SILENT_SECONDS = 0.5
+"""So long a worker that drains waits for the first request of a connection."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -62,10 +65,11 @@ async def serve(
             continue
     floor.draining = True
     server.close()
-    deadline = loop.time() + DRAIN_SECONDS
-    while floor.connections and loop.time() < deadline:
+    began = loop.time()
+    while floor.connections and loop.time() < began + DRAIN_SECONDS:
+        silent = loop.time() > began + SILENT_SECONDS
         for connection in list(floor.connections):
-            connection.drain()
+            connection.drain(silent=silent)
         await asyncio.sleep(0.01)
     desk.meters.share()
     writer.close()
@@ -80,6 +84,9 @@ async def _refresh(desk: Desk, loader: Loader, shelf: Shelf) -> bool:
     except KeepwellError as error:
         desk.problem = str(error)
         return False
+    # What is loaded stays for long: the garbage collector need not walk it again and again.
+    gc.collect()
+    gc.freeze()
     desk.endpoints = endpoints
     desk.edition = edition.number
     desk.problem = ""
@@ -96,6 +103,8 @@ def main() -> None:
     parser.add_argument("--number", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     given = parser.parse_args()
+    # A tick makes thousands of short-lived tuples, none of them in a cycle.
+    gc.set_threshold(50_000, 20, 100)
     die_with_parent(given.parent)
     uvloop.run(
         serve(

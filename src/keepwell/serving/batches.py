@@ -1,0 +1,180 @@
+"""A batch: the decisions of one tick and endpoint as columns, written once to the log and expanded by its readers.
+
+What the rows share (endpoint, plan, arms, artefacts) stands once; what differs is packed. A record a row would
+cost more time than the model: :func:`Batch.expand` makes the ``Prediction`` records where somebody reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from keepwell.core.clock import Time
+from keepwell.core.records.predictions import Prediction, Status
+from keepwell.core.records.traffic import BUCKETS
+
+STATUSES: tuple[Status, ...] = ("ok", "fallback", "error", "refused")
+OK, FALLBACK, ERROR = 0, 1, 2
+
+
+class Answerer(msgspec.Struct, frozen=True, array_like=True):
+    """One arm as the rows of a batch name it, by its place."""
+
+    arm: str
+    version: int
+    artefact: str
+    weight: int
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Columns of n decisions. An empty column says that all rows have what stands behind its name."""
+
+    endpoint: str
+    plan: int
+    arms: tuple[str, ...]
+    answerers: tuple[Answerer, ...]
+    arrived: Time
+    mirror: bool
+    rows: int
+    prefix: str
+    """Ids that the gateway made are this and a running number, hexadecimal, from ``first``."""
+    first: int
+    ids: Sequence[str] = ()
+    """Empty: all were made by the gateway."""
+    times: Sequence[Time] = ()
+    """Empty: the time of arrival."""
+    units: Sequence[str] = ()
+    """Empty text, or no column: the id."""
+    chosen: bytes = b""
+    """Place of the arm that was chosen, little-endian uint16 a row; empty: the first."""
+    answered: bytes = b""
+    """Place of the arm that answered; empty: the one that was chosen."""
+    features: Sequence[Sequence[Any]] = ()
+    matrix: bytes = b""
+    """Instead of ``features``: numbers only, row by row, NaN where a value was missing."""
+    kind: str = "<f8"
+    """Type of the numbers in ``matrix``."""
+    outputs: bytes = b""
+    """Little-endian float64, ``classes`` a row, or one a row where ``classes`` is 0."""
+    classes: int = 0
+    latencies: bytes = b""
+    """Microseconds, little-endian uint32 a row, or one for all."""
+    statuses: bytes = b""
+    """Places in ``STATUSES``, a byte a row; empty: ok."""
+    errors: dict[int, str] = {}
+    """By row."""
+
+    def identities(self, start: int = 0, stop: int | None = None) -> list[str]:
+        """List the decision ids of rows ``start`` to ``stop``."""
+        stop = self.rows if stop is None else stop
+        if self.ids:
+            return list(self.ids[start:stop])
+        return [f"{self.prefix}{self.first + i:x}" for i in range(start, stop)]
+
+    def values(self) -> npt.NDArray[np.float64]:
+        """Give the answers, shape (n,) or (n, classes); NaN where there was none."""
+        flat = np.frombuffer(self.outputs, dtype="<f8")
+        return flat.reshape(self.rows, self.classes) if self.classes else flat
+
+    def expand(self, start: int = 0, stop: int | None = None) -> list[Prediction]:
+        """Make the records of rows ``start`` to ``stop``."""
+        stop = self.rows if stop is None else stop
+        n = stop - start
+        ids = self.identities(start, stop)
+        times = self.times[start:stop] or [self.arrived] * n
+        units = [unit or i for unit, i in zip(self.units[start:stop] or [""] * n, ids, strict=True)]
+        chosen = _places(self.chosen, start, stop) or [0] * n
+        answered = _places(self.answered, start, stop) or chosen
+        latencies = np.frombuffer(self.latencies, dtype="<u4")
+        spent = (
+            latencies[start:stop] if len(latencies) == self.rows else latencies.repeat(n)
+        ).tolist()
+        statuses = self.statuses[start:stop] or bytes(n)
+        outputs: list[Any] = self.values()[start:stop].tolist() if self.outputs else [None] * n
+        features = self._features(start, stop)
+        made = []
+        for k in range(n):
+            by = self.answerers[answered[k]]
+            made.append(
+                Prediction(
+                    id=ids[k],
+                    time=times[k],
+                    arrived=self.arrived,
+                    endpoint=self.endpoint,
+                    unit=units[k],
+                    arms=self.arms,
+                    arm=by.arm,
+                    propensity=0.0 if self.mirror else self.answerers[chosen[k]].weight / BUCKETS,
+                    mirror=self.mirror,
+                    plan=self.plan,
+                    version=by.version,
+                    artefact=by.artefact,
+                    features=features[k],
+                    output=None if statuses[k] == ERROR else outputs[k],
+                    latency=spent[k],
+                    status=STATUSES[statuses[k]],
+                    error=self.errors.get(start + k, ""),
+                )
+            )
+        return made
+
+    def _features(self, start: int, stop: int) -> list[tuple[Any, ...]]:
+        if self.features:
+            return [tuple(row) for row in self.features[start:stop]]
+        if not self.matrix:
+            return [()] * (stop - start)
+        numbers = np.frombuffer(self.matrix, dtype=self.kind).reshape(self.rows, -1)[start:stop]
+        missing = np.isnan(numbers)
+        if not missing.any():
+            return [tuple(row) for row in numbers.tolist()]
+        whole = numbers.astype(np.float64).astype(object)
+        whole[missing] = None
+        return [tuple(row) for row in whole.tolist()]
+
+
+def _places(packed: bytes, start: int, stop: int) -> list[int]:
+    places: list[int] = np.frombuffer(packed, dtype="<u2")[start:stop].tolist()
+    return places
+
+
+class Answers(Sequence[Prediction]):
+    """The rows of one request in a batch: as columns for those in a hurry, as records for the others."""
+
+    __slots__ = ("_made", "batch", "outputs", "start", "stop")
+
+    def __init__(
+        self, batch: Batch, outputs: npt.NDArray[np.float64], start: int, stop: int
+    ) -> None:
+        self.batch = batch
+        self.outputs = outputs
+        """This request's answers, shape (n,) or (n, classes)."""
+        self.start = start
+        self.stop = stop
+        self._made: list[Prediction] | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """List the decision ids."""
+        return self.batch.identities(self.start, self.stop)
+
+    def _records(self) -> list[Prediction]:
+        if self._made is None:
+            self._made = self.batch.expand(self.start, self.stop)
+        return self._made
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @overload
+    def __getitem__(self, place: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Prediction]: ...
+    def __getitem__(self, place: int | slice) -> Prediction | Sequence[Prediction]:
+        return self._records()[place]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self._records())

@@ -1,0 +1,41 @@
+"""What a protocol gives the desk: a way to read its requests and to write its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # the desk knows this port; the port needs the desk's words for its types alone
+    from keepwell.core.records.predictions import Prediction
+    from keepwell.serving.codec import Decoded
+    from keepwell.serving.desk import Ask, Serving
+
+JSON = b"application/json"
+
+
+class WireProtocol(Protocol):
+    """How one request is read and its answer is written. Made for one request, so it may remember what it read.
+
+    Called on the event loop's thread, ``decode`` before ``encode``; neither may block.
+    """
+
+    bad_input: int
+    """Status of a request that cannot be read."""
+
+    def decode(self, serving: Serving, body: bytes, headers: Mapping[bytes, bytes]) -> Decoded:
+        """Read a request. Raises InvalidInput, and NotFound for a version that is not loaded."""
+        ...
+
+    def encode(
+        self, serving: Serving, ask: Ask, records: Sequence[Prediction]
+    ) -> tuple[bytes, bytes]:
+        """Write the answer: the body, and its content type with any further header lines behind it.
+
+        The records of a probe have no id and were not logged. Those of a decision are ``Answers``, whose
+        columns cost less than its records.
+        """
+        ...
+
+    def error(self, status: int, message: str) -> bytes:
+        """Write an error's body, as JSON."""
+        ...
