@@ -171,7 +171,7 @@ def test_a_full_disk_answers_503_and_is_recovered_from(tmp_path):
     with running(tmp_path) as gateway:
         gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 10.0))]))
         (worker,) = gateway.pool.pids()
-        resource.prlimit(worker, resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
         acknowledged, statuses = [], []
         for n in range(12):
             ids = [f"{n}-{i}" for i in range(200)]

@@ -510,6 +510,11 @@ class Desk:
             arm = serving.arms[by].arm
             self.meters.answered(name, arm.name, arm.version, STATUSES[status], latencies)
 
+    def waits(self, endpoint: str) -> bool:
+        """Tell whether the answers of an endpoint wait for the disk."""
+        serving = self.endpoints.get(endpoint)
+        return serving is not None and serving.edition.log == "sync"
+
     def shadow(self) -> None:
         """Compute and log what the mirrors would have said to requests that are answered."""
         work, self._shadows = self._shadows, []

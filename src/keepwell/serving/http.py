@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, cast
@@ -25,6 +26,8 @@ MAX_PIPELINE = 128
 IDLE_SECONDS = 75.0
 SWEEP_SECONDS = 15.0
 """One sweep over all connections closes the idle ones: a timer a connection would be set anew by each request."""
+MAX_SYNCS = 2
+"""Waits for the disk side by side. One more makes smaller ticks, which cost more than a busy disk gives back."""
 MAX_KNOWN_HEADS = 512
 MAX_KNOWN_HEAD = 2048
 GROUP_SECONDS = 0.01
@@ -106,7 +109,9 @@ class Floor:
         self._sync_at: asyncio.TimerHandle | None = None
         self._sync_problem = ""
         self._waiting: list[Callable[[str], None]] = []
-        self._under_way: list[Callable[[str], None]] | None = None
+        self._held: list[tuple[Ask, Caller, Slot]] = []
+        self._syncs = 0
+        self._threads = ThreadPoolExecutor(MAX_SYNCS + 1, "sync")
 
     def submit(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
@@ -119,6 +124,11 @@ class Floor:
         """Answer everything that arrived in this tick together."""
         self.scheduled = False
         work, self.pending = self.pending, []
+        if self._syncs >= MAX_SYNCS:
+            # These would wait for the disk anyway: meanwhile more of them become one model call and one sync.
+            waits = self.desk.waits
+            self._held += [each for each in work if waits(each[0].endpoint)]
+            work = [each for each in work if not waits(each[0].endpoint)]
         desk = self.desk
         try:
             desk.answer([ask for ask, _, _ in work])
@@ -154,26 +164,24 @@ class Floor:
     def _sync_now(self) -> None:
         self._sync_at = None
         self.desk.unsynced = False
-        if self._under_way is None:
-            self._start_sync()
-        else:
-            self.sync_later()
+        self._threads.submit(self._sync_in_thread, [])
 
     def when_durable(self, told: Callable[[str], None]) -> None:
         """Call back with nothing, or with what is wrong, once everything logged until now is on the disk.
 
-        The disk is waited for in a thread, one sync at a time, so that the loop goes on reading, computing and
-        logging meanwhile; what came while one sync ran is made durable by the next, together.
+        The disk is waited for in threads, so that the loop goes on reading, computing and logging meanwhile.
+        What comes while ``MAX_SYNCS`` are under way is made durable by the next one, together.
         """
         self._waiting.append(told)
-        if self._under_way is None:
+        if self._syncs < MAX_SYNCS:
             self._start_sync()
 
     def _start_sync(self) -> None:
-        self._under_way, self._waiting = self._waiting, []
-        self.loop.run_in_executor(None, self._sync_in_thread)
+        told, self._waiting = self._waiting, []
+        self._syncs += 1
+        self._threads.submit(self._sync_in_thread, told)
 
-    def _sync_in_thread(self) -> None:
+    def _sync_in_thread(self, told: list[Callable[[str], None]]) -> None:
         problem = ""
         try:
             self.desk.sync()
@@ -184,15 +192,22 @@ class Floor:
             problem = f"{type(error).__name__}: {error}"
         # A worker that has drained is gone without waiting for the disk's last word.
         with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._synced, problem)
+            self.loop.call_soon_threadsafe(self._synced, told, problem)
 
-    def _synced(self, problem: str) -> None:
-        told, self._under_way = self._under_way or [], None
+    def _synced(self, told: list[Callable[[str], None]], problem: str) -> None:
         if problem or self.desk.problem == self._sync_problem:
             self.desk.problem = problem  # and a disk that takes it again ends the problem
         self._sync_problem = problem
+        if not told:
+            return
+        self._syncs -= 1
         if self._waiting:
             self._start_sync()  # first, so that the disk works while the answers are sent
+        if self._held:
+            self.pending, self._held = self._held + self.pending, []
+            if not self.scheduled:
+                self.scheduled = True
+                self.loop.call_soon(self.tick)
         for each in told:
             each(problem)
 

@@ -31,7 +31,7 @@ _batches = msgspec.msgpack.Decoder(tuple[int, Batch])
 
 
 class SegmentWriter:
-    """Appends frames, from one thread at a time; ``sync`` may run beside it in another."""
+    """Appends frames, from one thread at a time; any number of ``sync`` may run beside it in others."""
 
     def __init__(self, folder: Path, *, name: str) -> None:
         self._folder = folder
@@ -41,12 +41,13 @@ class SegmentWriter:
         self._file = -1
         self._changing = threading.Lock()
         """Held while descriptors are exchanged, so that a sync never meets a closed or reused one."""
-        self._syncing = threading.Lock()
-        """One sync at a time: what another one is still bringing to the disk is not on it yet."""
+        self._turning = threading.Lock()
+        """Held while full files are made durable: what another sync still brings to the disk is not on it yet."""
         self._left: list[int] = []
         """Full files that the next sync makes durable and closes, so that an append never waits for the disk."""
-        self._unnamed = False
-        """A file was made whose name is not on the disk yet."""
+        self._made = 0
+        self._named = 0
+        """The last file that was made, and the last whose name is on the disk too."""
         self.bytes_written = 0
 
     def append(
@@ -81,28 +82,35 @@ class SegmentWriter:
 
     def sync(self) -> None:
         """Bring what was appended before the call to the disk (fdatasync). Raises Unavailable."""
-        with self._syncing:
-            self._sync()
-
-    def _sync(self) -> None:
-        with self._changing:
-            descriptors = self._left
-            if self._file >= 0:
-                # A copy, so that the other thread may leave the file meanwhile.
-                descriptors = [*descriptors, os.dup(self._file)]
-            self._left = []
-            unnamed, self._unnamed = self._unnamed, False
         try:
-            while descriptors:
-                os.fdatasync(descriptors[0])
-                os.close(descriptors.pop(0))
-            if unnamed:
-                self._name_on_disk()
-        except OSError as error:
+            # First a copy of the file that is written to now: had it been left since the caller's append, that
+            # would show below.
             with self._changing:
-                self._unnamed |= unnamed
-                self._left = descriptors + self._left
+                descriptor = os.dup(self._file) if self._file >= 0 else -1
+            try:
+                if self._left or self._named < self._made:
+                    with self._turning:
+                        self._turn()
+                if descriptor >= 0:
+                    os.fdatasync(descriptor)
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+        except OSError as error:
             raise Unavailable(f"The prediction log cannot be synced: {error.strerror}.") from error
+
+    def _turn(self) -> None:
+        while self._left:
+            os.fdatasync(self._left[0])
+            os.close(self._left.pop(0))
+        made = self._made
+        if self._named < made:
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+            self._named = made
 
     def close(self) -> None:
         """Sync and close."""
@@ -114,13 +122,6 @@ class SegmentWriter:
         with self._changing:
             self._left.append(self._file)
             self._file = -1
-
-    def _name_on_disk(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _there(self) -> bool:
         # A log folder that was removed under a running gateway is made again rather than written into the void.
@@ -134,7 +135,7 @@ class SegmentWriter:
         path = self._folder / f"{self._name}-{self._part:04d}.seg"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
         self._size = 0
-        self._unnamed = True
+        self._made = self._part
 
     def _cut_back(self) -> None:
         if self._file < 0:
