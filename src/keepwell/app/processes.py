@@ -52,6 +52,7 @@ def run_gateway_process(state: State) -> None:
         port=port_for(state, "gateway", server.gateway_port),
         workers=server.gateway_workers,
         clock=state.clock,
+        grpc_port=server.grpc_port,
         ready=lambda port: announce(state, "gateway", f"http://{server.host}:{port}"),
     )
 

@@ -60,6 +60,8 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """Predictions and outcomes."""
     gateway_workers: Several = 1
     """Processes that answer predictions, on one shared socket."""
+    grpc_port: int | None = None
+    """Open Inference Protocol over gRPC, beside the gateway's HTTP; not set: none."""
 
 
 class UserSettings(Values, frozen=True, kw_only=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,11 @@ class Desk:
         self._counter = 0
         self.meters = meters
         self._shadows: list[tuple[Serving, Batch, npt.NDArray[Any]]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether everything of the newest edition answers."""
+        return bool(self.endpoints) and not self.problem
 
     def answer(self, asks: Sequence[Ask]) -> None:
         """Answer the requests of one tick, in place; some answers must wait for the disk (``Ask.waits``)."""
@@ -384,10 +390,11 @@ class Desk:
             whole = len(rows) == n
             part = matrix if whole else matrix[rows]
             try:
-                values = _values(loaded, part)
+                values = self._run(serving, loaded, part)
             except Exception:  # noqa: BLE001
                 # The model is the user's code; whatever it raises must not end the worker.
-                values = _one_by_one(loaded, matrix, rows, edges, troubled)
+                run = partial(self._run, serving, loaded)
+                values = _one_by_one(run, matrix, rows, edges, troubled)
             if not np.isfinite(values).all():
                 bad = ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
                 for k in rows[bad].tolist():
@@ -408,8 +415,24 @@ class Desk:
             self._salvage(serving, matrix, tick, troubled, edges)
         return tick
 
-    @staticmethod
+    def _run(
+        self, serving: Serving, loaded: Loaded, part: npt.NDArray[Any]
+    ) -> npt.NDArray[np.float64]:
+        """Make one model call, counted whether it succeeds or not."""
+        began = time.perf_counter_ns()
+        failed = True
+        try:
+            values = _values(loaded, part)
+            failed = False
+        finally:
+            spent = time.perf_counter_ns() - began
+            self.meters.ran(
+                serving.edition.name, loaded.arm.version, rows=len(part), spent=spent, failed=failed
+            )
+        return values
+
     def _salvage(
+        self,
         serving: Serving,
         matrix: npt.NDArray[Any],
         tick: Tick,
@@ -426,7 +449,8 @@ class Desk:
         rows = np.array([k for k in sorted(troubled) if chosen[k] != fallback], dtype=np.intp)
         if fallback is not None and len(rows):
             second: dict[int, str] = {}
-            values = _one_by_one(serving.arms[fallback], matrix, rows, edges, second)
+            run = partial(self._run, serving, serving.arms[fallback])
+            values = _one_by_one(run, matrix, rows, edges, second)
             if tick.outputs.shape[1:] != values.shape[1:] and len(rows) == n:
                 tick.outputs = np.full((n, *values.shape[1:]), np.nan)
             fits = tick.outputs.shape[1:] == values.shape[1:]
@@ -617,7 +641,7 @@ def _values(loaded: Loaded, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float64]
 
 
 def _one_by_one(
-    loaded: Loaded,
+    run: Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]],
     matrix: npt.NDArray[Any],
     rows: npt.NDArray[np.intp],
     edges: list[int],
@@ -631,7 +655,7 @@ def _one_by_one(
             continue
         mine = rows[inside]
         try:
-            values = _values(loaded, matrix[mine])
+            values = run(matrix[mine])
             if outputs is None:
                 outputs = np.full((len(rows), *values.shape[1:]), np.nan)
             outputs[inside] = values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-from keepwell.serving.pool import Pool, bind
+from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.stopping import StopSignal
 from keepwell.training.artefacts import unpack_artefact
 
@@ -155,9 +157,12 @@ def run_gateway(
     port: int,
     workers: int,
     clock: Clock,
+    grpc_port: int | None = None,
     ready: Callable[[int], None] | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT. ``ready`` is told the port once it is bound.
+
+    Without ``grpc_port`` there is no gRPC; 0 takes a free port, which ``state/run/grpc`` then names.
 
     While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
     port is taken.
@@ -170,7 +175,21 @@ def run_gateway(
     meters = state / "run" / "meters"
     for path in meters.glob("*.json"):
         path.unlink()  # counters of an earlier gateway
-    pool = Pool(listening, editions=shelf.folder, log=state / "log", meters=meters, workers=workers)
+    held = _grpc_socket(host, grpc_port)
+    address = ""
+    if held is not None:
+        address = f"[{host}]" if ":" in host else host
+        address += f":{held.getsockname()[1]}"
+        (state / "run").mkdir(parents=True, exist_ok=True)
+        (state / "run" / "grpc").write_text(f"{address}\n", encoding="utf-8")
+    pool = Pool(
+        listening,
+        editions=shelf.folder,
+        log=state / "log",
+        meters=meters,
+        workers=workers,
+        grpc=address,
+    )
     seen = -1
     checked = 0
     try:
@@ -191,3 +210,16 @@ def run_gateway(
     finally:
         pool.stop()
         listening.close()
+        if held is not None:
+            held.close()
+
+
+def _grpc_socket(host: str, port: int | None) -> socket.socket | None:
+    if port is None:
+        return None
+    if importlib.util.find_spec("grpc") is None:
+        raise Unavailable(
+            "gRPC is set by grpc_port, and its package is not installed.",
+            todo="Install it: pip install 'keepwell[grpc]'; or take grpc_port out of [server] in keepwell.toml.",
+        )
+    return reserve(host, port)

@@ -18,7 +18,7 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
-from keepwell.serving.protocols import JSON
+from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openinference
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
@@ -40,6 +40,7 @@ _REASONS = {
     405: "Method Not Allowed",
     409: "Conflict",
     413: "Content Too Large",
+    415: "Unsupported Media Type",
     422: "Unprocessable Content",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
@@ -55,6 +56,8 @@ _JSON_HEADS = [
 ]
 """Heads of good answers that are as short as most are."""
 _TEXT = b"text/plain; version=0.0.4"
+PROTOCOLS = (openinference, mlflow)
+"""Who is asked, in this order, for a path that plain rows do not answer."""
 
 
 class _OutcomeRow(msgspec.Struct, kw_only=True):
@@ -249,6 +252,7 @@ class Connection(asyncio.Protocol):
         self._body = bytearray()
         self._url = b""
         self._header_bytes = 0
+        self._headers: dict[bytes, bytes] = {}
         self._expect = False
         self._chunked = False
         self._closing = False
@@ -346,6 +350,7 @@ class Connection(asyncio.Protocol):
         self._body = bytearray()
         self._url = b""
         self._header_bytes = 0
+        self._headers = {}
         self._expect = False
 
     def on_url(self, url: bytes) -> None:
@@ -362,6 +367,8 @@ class Connection(asyncio.Protocol):
         lower = name.lower()
         if lower == b"content-length" and value.isdigit() and int(value) > MAX_BODY:
             raise _Limit(413, f"The body is larger than {MAX_BODY:,} bytes.")
+        if lower in HEADERS:
+            self._headers[lower] = value
         if lower == b"transfer-encoding":
             self._chunked = True
         if lower == b"expect" and value.lower() == b"100-continue":
@@ -396,7 +403,19 @@ class Connection(asyncio.Protocol):
             self._floor.submit(Ask(name, bytes(self._body), began), self, slot)
             return
         slot.head = method == b"HEAD"
-        self._plain(slot, "GET" if slot.head else method.decode("latin-1"), path)
+        verb = "GET" if slot.head else method.decode("latin-1")
+        call = Call(
+            method=verb, path=path, body=bytes(self._body), headers=self._headers, began=began
+        )
+        for protocol in PROTOCOLS:
+            routed = protocol.route(self._floor.desk, call)
+            if isinstance(routed, Ask):
+                self._floor.submit(routed, self, slot)
+                return
+            if isinstance(routed, Reply):
+                self.fill(slot, routed.status, routed.body, content=routed.content)
+                return
+        self._plain(slot, verb, path)
 
     def _plain(self, slot: Slot, method: str, path: str) -> None:
         desk = self._floor.desk
@@ -407,15 +426,11 @@ class Connection(asyncio.Protocol):
             self.fill(
                 slot, 405 if known else 404, encode_error(f"{method} {path} is not served here.")
             )
-        elif path in {"/live", "/v2/health/live"}:
+        elif path == "/live":
             self.fill(slot, 200, b'{"live":true}')
-        elif path in {"/ready", "/v2/health/ready"}:
-            ready = bool(desk.endpoints) and not desk.problem
-            self.fill(
-                slot,
-                200 if ready else 503,
-                encode({"ready": ready, "edition": desk.edition, "problem": desk.problem}),
-            )
+        elif path == "/ready":
+            state = {"ready": desk.ready, "edition": desk.edition, "problem": desk.problem}
+            self.fill(slot, 200 if desk.ready else 503, encode(state))
         elif path == "/metrics":
             self.fill(slot, 200, desk.meters.render().encode(), content=_TEXT)
         elif path == "/v1/endpoints":

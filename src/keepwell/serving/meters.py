@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,19 @@ import msgspec
 
 BOUNDS_US = (100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000)
 """Upper bounds of the latency histogram, microseconds."""
+
+
+class Work(msgspec.Struct, frozen=True):
+    """The model calls of one version at one endpoint. A call computes all rows of a tick."""
+
+    calls: int = 0
+    spent: int = 0
+    """Nanoseconds."""
+    failed: int = 0
+    failed_spent: int = 0
+    rows: int = 0
+    last: int = 0
+    """When the last call succeeded, milliseconds since 1970."""
 
 
 class Meters:
@@ -21,6 +35,7 @@ class Meters:
         self.counts: dict[tuple[str, str, int, str], int] = {}
         self.latency: dict[tuple[str, str, int], list[int]] = {}
         self.refusals: dict[str, int] = {}
+        self.calls: dict[tuple[str, int], list[int]] = {}
         self.dropped = 0
         self.outcomes = 0
 
@@ -46,11 +61,33 @@ class Meters:
         """Count one request with bad input."""
         self.refusals[endpoint] = self.refusals.get(endpoint, 0) + 1
 
+    def ran(self, endpoint: str, version: int, *, rows: int, spent: int, failed: bool) -> None:
+        """Count one model call that took ``spent`` nanoseconds."""
+        work = self.calls.setdefault((endpoint, version), [0] * len(Work.__struct_fields__))
+        place = 2 if failed else 0
+        work[place] += 1
+        work[place + 1] += spent
+        if not failed:
+            work[4] += rows
+            work[5] = time.time_ns() // 1_000_000
+
+    def work(self) -> dict[tuple[str, int], Work]:
+        """Sum the model calls of all workers since the gateway started, by endpoint and version."""
+        found: dict[tuple[str, int], Work] = {}
+        for part in self._parts():
+            for endpoint, version, *values in part["calls"]:
+                before = found.get((endpoint, version), Work())
+                sums = [a + b for a, b in zip(msgspec.structs.astuple(before), values, strict=True)]
+                sums[5] = max(before.last, values[5])
+                found[endpoint, version] = Work(*sums)
+        return found
+
     def _own(self) -> dict[str, Any]:
         return {
             "counts": [[*key, value] for key, value in self.counts.items()],
             "latency": [[*key, value] for key, value in self.latency.items()],
             "refusals": self.refusals,
+            "calls": [[*key, *values] for key, values in self.calls.items()],
             "dropped": self.dropped,
             "outcomes": self.outcomes,
         }
@@ -66,8 +103,8 @@ class Meters:
             # A full disk must not end a worker that still answers: the next call shares them all again.
             temporary.unlink(missing_ok=True)
 
-    def render(self) -> str:
-        """Give the Prometheus text (exposition format 0.0.4), summed over all workers since the gateway started."""
+    def _parts(self) -> list[dict[str, Any]]:
+        """Read the counters of all workers, the own ones as they are now."""
         parts = [self._own()]
         for path in self._folder.glob("*.json"):
             if path != self._path:
@@ -75,6 +112,11 @@ class Meters:
                     parts.append(msgspec.json.decode(path.read_bytes()))
                 except (OSError, msgspec.DecodeError):
                     continue  # a worker that ends right now
+        return parts
+
+    def render(self) -> str:
+        """Give the Prometheus text (exposition format 0.0.4), summed over all workers since the gateway started."""
+        parts = self._parts()
         counts: dict[tuple[Any, ...], int] = {}
         latency: dict[tuple[Any, ...], list[int]] = {}
         refusals: dict[str, int] = {}

@@ -17,33 +17,60 @@ RESPAWN_SECONDS = 0.2
 
 def bind(host: str, port: int) -> socket.socket:
     """Bind and listen. Raises Unavailable naming what to do when the port is taken."""
+    listening = _bound(host, port)
+    listening.listen(2048)
+    listening.set_inheritable(True)
+    return listening
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Hold a port that workers listen at themselves, side by side. Raises Unavailable, as ``bind`` does.
+
+    The socket never listens, so no connection ends in it; the port stays ours while workers come and go.
+    """
+    # A free port is seen without SO_REUSEPORT: with it, a second gateway would share the first one's port unnoticed.
+    with _bound(host, port) as first:
+        port = int(first.getsockname()[1])
+    return _bound(host, port, shared=True)
+
+
+def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        listening.bind((host, port))
+        made.bind((host, port))
     except OSError as error:
-        listening.close()
+        made.close()
         raise Unavailable(
             f"The address {host}:{port} cannot be bound: {error.strerror}.",
             todo="Another program holds the port, perhaps another 'keepwell up': end it, or set another port"
             " under [server] in keepwell.toml (0 takes a free one).",
         ) from error
-    listening.listen(2048)
-    listening.set_inheritable(True)
-    return listening
+    return made
 
 
 class Pool:
     """Worker processes on one socket."""
 
     def __init__(
-        self, listening: socket.socket, *, editions: Path, log: Path, meters: Path, workers: int
+        self,
+        listening: socket.socket,
+        *,
+        editions: Path,
+        log: Path,
+        meters: Path,
+        workers: int,
+        grpc: str = "",
     ) -> None:
+        """``grpc`` is the address, ``host:port``, at which every worker listens for gRPC; empty: none."""
         self._listening = listening
         self._editions = editions
         self._log = log
         self._meters = meters
+        self._grpc = grpc
         self._wanted = workers
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._next = 0
@@ -73,6 +100,7 @@ class Pool:
             "--socket", str(self._listening.fileno()), "--editions", str(self._editions),
             "--log", str(self._log), "--meters", str(self._meters),
             "--number", str(self._next), "--parent", str(os.getpid()),
+            "--grpc", self._grpc,
         ]  # fmt: skip
         # One thread each for the numeric libraries: parallelism is the number of workers.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

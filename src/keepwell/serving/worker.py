@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import ctypes
 import gc
+import importlib
 import os
 import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -36,7 +38,13 @@ def die_with_parent(parent: int, *, by: signal.Signals = signal.SIGTERM) -> None
 
 
 async def serve(
-    listening: socket.socket, *, shelf: Shelf, log: Path, meters: Path, number: int
+    listening: socket.socket,
+    *,
+    shelf: Shelf,
+    log: Path,
+    meters: Path,
+    number: int,
+    grpc: str = "",
 ) -> None:
     """Serve until SIGTERM, then let what is under way finish."""
     loop = asyncio.get_running_loop()
@@ -50,6 +58,7 @@ async def serve(
     loop.add_signal_handler(signal.SIGINT, stop.set)
     await _refresh(desk, loader, shelf)
     server = await loop.create_server(lambda: Connection(floor), sock=listening)
+    calls = await _listen_grpc(floor, grpc) if grpc else None
     shared = 0.0
     failed = -1
     while not stop.is_set():
@@ -65,14 +74,23 @@ async def serve(
             continue
     floor.draining = True
     server.close()
+    ending = asyncio.ensure_future(calls.stop(DRAIN_SECONDS)) if calls is not None else None
     began = loop.time()
     while floor.connections and loop.time() < began + DRAIN_SECONDS:
         silent = loop.time() > began + SILENT_SECONDS
         for connection in list(floor.connections):
             connection.drain(silent=silent)
         await asyncio.sleep(0.01)
+    if ending is not None:
+        await ending
     desk.meters.share()
     writer.close()
+
+
+async def _listen_grpc(floor: Floor, address: str) -> Any:
+    """Start the gRPC side. It is loaded by its name, because it needs an extra that most gateways do without."""
+    protocol = importlib.import_module("keepwell.serving.protocols.grpc")
+    return await protocol.start(floor, address)
 
 
 async def _refresh(desk: Desk, loader: Loader, shelf: Shelf) -> bool:
@@ -102,6 +120,7 @@ def main() -> None:
     parser.add_argument("--meters", type=Path, required=True)
     parser.add_argument("--number", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--grpc", default="")
     given = parser.parse_args()
     # A tick makes thousands of short-lived tuples, none of them in a cycle.
     gc.set_threshold(50_000, 20, 100)
@@ -113,6 +132,7 @@ def main() -> None:
             log=given.log,
             meters=given.meters,
             number=given.number,
+            grpc=given.grpc,
         )
     )
 

@@ -1,9 +1,16 @@
-"""What a protocol gives the desk: a way to read its requests and to write its answers."""
+"""The protocols of the field at Keepwell's desk: each reads its own requests and writes its own answers.
+
+A protocol is one file. It routes its paths (``route``), gives the desk an ``Ask`` that carries a
+``WireProtocol``, and knows neither connections nor models: the desk computes the requests of one tick
+together, whatever protocols they came by.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:  # the desk knows this port; the port needs the desk's words for its types alone
     from keepwell.core.records.predictions import Prediction
@@ -39,3 +46,26 @@ class WireProtocol(Protocol):
     def error(self, status: int, message: str) -> bytes:
         """Write an error's body, as JSON."""
         ...
+
+
+class Call(msgspec.Struct, kw_only=True):
+    """One HTTP request that plain rows do not answer."""
+
+    method: str
+    path: str
+    body: bytes
+    headers: Mapping[bytes, bytes]
+    """Those of ``HEADERS``, by their names in lower case."""
+    began: float
+
+
+class Reply(msgspec.Struct):
+    """An answer that needs no desk."""
+
+    status: int
+    body: bytes
+    content: bytes = JSON
+
+
+HEADERS = frozenset({b"content-type", b"content-encoding", b"inference-header-content-length"})
+"""The headers that some protocol reads."""
