@@ -21,7 +21,7 @@ from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.traffic import BUCKETS, Arm
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-from keepwell.serving.pool import Pool, bind
+from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.segments import SegmentLog
 from keepwell.training.predictors import load_predictor
 
@@ -39,9 +39,11 @@ def _put(
     files: dict[str, bytes],
     columns: dict[str, Dtype],
     rows: list[list[Any]],
+    signature: Signature | None = None,
 ) -> str:
+    signature = signature or signature_of(columns)
     package = Package(
-        model="m", candidate="c", predictor=kind, signature=signature_of(columns), python="3.11", requirements=(),
+        model="m", candidate="c", predictor=kind, signature=signature, python="3.11", requirements=(),
         code="", revision="", training_set="", seed=0, params={}, own_modules=("tests.serving.models",),
     )  # fmt: skip
     digest = digest_of([kind, *sorted(files.items()), list(columns)])
@@ -50,7 +52,8 @@ def _put(
     for name, content in {**files, "package.json": canonical(package)}.items():
         (folder / name).write_bytes(content)
     predictor, _ = load_predictor(folder)
-    golden = predictor.predict(np.array(rows, dtype=np.float64)).tolist()
+    matrix = np.array(rows, dtype=np.float64 if signature.numeric else object)
+    golden = predictor.predict(matrix).tolist()
     content = canonical({"rows": rows, "predictions": golden, "tolerance": 1e-6})
     (folder / "golden.json").write_bytes(content)
     return digest
@@ -69,10 +72,17 @@ def linear(shelf: Shelf, intercept: float, columns: dict[str, Dtype] | None = No
     return _put(shelf, "linear", {"linear.json": canonical(fused)}, columns, rows)
 
 
-def native(shelf: Shelf, estimator: object) -> str:
+def native(
+    shelf: Shelf,
+    estimator: object,
+    signature: Signature | None = None,
+    rows: list[list[Any]] | None = None,
+) -> str:
     """Unpack a pickled estimator of the tests' own module and give its digest."""
-    rows = [[1.0] * len(COLUMNS)]
-    return _put(shelf, "native", {"model.pkl": pickle.dumps(estimator, protocol=5)}, COLUMNS, rows)
+    columns = {c.name: c.dtype for c in signature.inputs} if signature else COLUMNS
+    rows = rows or [[1.0] * len(columns)]
+    content = {"model.pkl": pickle.dumps(estimator, protocol=5)}
+    return _put(shelf, "native", content, columns, rows, signature)
 
 
 def arm(version: int, artefact: str, weight: int = BUCKETS) -> Arm:
@@ -89,17 +99,20 @@ def endpoint(name: str = "e", *, arms: Sequence[Arm], **fields: Any) -> Endpoint
 class Gateway:
     """A pool on a free port."""
 
-    def __init__(self, folder: Path, *, workers: int) -> None:
+    def __init__(self, folder: Path, *, workers: int, grpc: bool = False) -> None:
         self.shelf = Shelf(folder / "editions")
         self.log = folder / "log"
         self._listening = bind("127.0.0.1", 0)
         self.port = int(self._listening.getsockname()[1])
+        self._held = reserve("127.0.0.1", 0) if grpc else None
+        self.grpc = f"127.0.0.1:{self._held.getsockname()[1]}" if self._held else ""
         self.pool = Pool(
             self._listening,
             editions=self.shelf.folder,
             log=self.log,
             meters=folder / "meters",
             workers=workers,
+            grpc=self.grpc,
         )
         self.application = HttpApplication(f"http://127.0.0.1:{self.port}", timeout=20)
         self.number = 0
@@ -154,11 +167,13 @@ class Gateway:
     def close(self) -> None:
         self.pool.stop()
         self._listening.close()
+        if self._held:
+            self._held.close()
 
 
 @contextmanager
-def running(folder: Path, *, workers: int = 1) -> Iterator[Gateway]:
-    gateway = Gateway(folder, workers=workers)
+def running(folder: Path, *, workers: int = 1, grpc: bool = False) -> Iterator[Gateway]:
+    gateway = Gateway(folder, workers=workers, grpc=grpc)
     try:
         yield gateway
     finally:

@@ -57,8 +57,9 @@ async def serve(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
     await _refresh(desk, loader, shelf)
-    server = await loop.create_server(lambda: Connection(floor), sock=listening)
+    # First, so that a worker that says it is ready is ready by either protocol.
     calls = await _listen_grpc(floor, grpc) if grpc else None
+    server = await loop.create_server(lambda: Connection(floor), sock=listening)
     shared = 0.0
     failed = -1
     while not stop.is_set():

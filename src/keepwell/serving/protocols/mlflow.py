@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -120,10 +121,10 @@ def failure(status: int, message: str) -> bytes:
 def _json(codec: Codec, body: bytes) -> tuple[Sequence[str], Sequence[Sequence[Any]], list[str]]:
     """Read a JSON body into column names, rows and decision ids."""
     try:
-        given: _Body = _body.decode(body)
+        given = _read(body)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"{error}.", todo=f"Send exactly one of {', '.join(FORMS)}.") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise InvalidInput(f"The body is not JSON: {error}.") from None
     except RecursionError:
         raise InvalidInput("The body is nested too deeply.") from None
@@ -138,6 +139,23 @@ def _json(codec: Codec, body: bytes) -> tuple[Sequence[str], Sequence[Sequence[A
     if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
         raise InvalidInput("The parameter 'ids' is no list of texts.")
     return names, rows, ids
+
+
+def _read(body: bytes) -> _Body:
+    """Decode a body. MLflow's client writes the NaN of a frame as it is, which is not JSON: it is read as null."""
+    try:
+        return _body.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if b"NaN" not in body:
+            raise
+        return msgspec.convert(json.loads(body, parse_constant=_constant), _Body)
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        raise ValueError(f"{name} is no value of a column")
 
 
 def _framed(codec: Codec, form: str, given: Any) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:

@@ -163,5 +163,4 @@ def _line(name: str, version: str, work: Work) -> dict[str, Any]:
             "fail": {"count": work.failed, "ns": work.failed_spent},
             "compute_infer": success,
         },
-        "batch_stats": [],
     }

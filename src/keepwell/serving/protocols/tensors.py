@@ -302,7 +302,10 @@ def _fits(tensor: Tensor, dtype: str) -> None:
 
 def _floats(codec: Codec, tensor: Tensor) -> npt.NDArray[np.float64]:
     """Numbers as predictors take them: NaN where one is missing, and never infinite, as in plain rows."""
-    values: npt.NDArray[np.float64] = tensor.values.astype(np.float64)
+    with np.errstate(
+        invalid="ignore"
+    ):  # one of the many bit patterns of NaN sets the processor's flag
+        values: npt.NDArray[np.float64] = tensor.values.astype(np.float64)
     if tensor.datatype == "BOOL":
         values = np.where(np.isnan(values), values, values != 0)
     if np.isinf(values).any():
