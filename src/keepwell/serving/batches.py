@@ -161,6 +161,17 @@ class Answers(Sequence[Prediction]):
         """List the decision ids."""
         return self.batch.identities(self.start, self.stop)
 
+    @property
+    def answerers(self) -> list[Answerer]:
+        """List which arm answered each row."""
+        batch = self.batch
+        places = _places(batch.answered or batch.chosen, self.start, self.stop)
+        return (
+            [batch.answerers[place] for place in places]
+            if places
+            else [batch.answerers[0]] * len(self)
+        )
+
     def _records(self) -> list[Prediction]:
         if self._made is None:
             self._made = self.batch.expand(self.start, self.stop)

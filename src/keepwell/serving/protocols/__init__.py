@@ -7,13 +7,13 @@ together, whatever protocols they came by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 if TYPE_CHECKING:  # the desk knows this port; the port needs the desk's words for its types alone
-    from keepwell.core.records.predictions import Prediction
+    from keepwell.serving.batches import Answers
     from keepwell.serving.codec import Decoded
     from keepwell.serving.desk import Ask, Serving
 
@@ -33,13 +33,10 @@ class WireProtocol(Protocol):
         """Read a request. Raises InvalidInput, and NotFound for a version that is not loaded."""
         ...
 
-    def encode(
-        self, serving: Serving, ask: Ask, records: Sequence[Prediction]
-    ) -> tuple[bytes, bytes]:
+    def encode(self, serving: Serving, ask: Ask, answers: Answers) -> tuple[bytes, bytes]:
         """Write the answer: the body, and its content type with any further header lines behind it.
 
-        The records of a probe have no id and were not logged. Those of a decision are ``Answers``, whose
-        columns cost less than its records.
+        The answers to a probe have empty ids and were not logged. Columns cost less than records.
         """
         ...
 

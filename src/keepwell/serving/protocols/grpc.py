@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -16,7 +16,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from keepwell.core.errors import InvalidInput, KeepwellError, Unavailable
-from keepwell.core.records.predictions import Prediction
+from keepwell.serving.batches import Answers
 from keepwell.serving.codec import Decoded
 from keepwell.serving.desk import Ask, Serving
 from keepwell.serving.http import MAX_BODY, MAX_HEADERS, Floor, Slot
@@ -102,11 +102,9 @@ class GrpcInference:
         parameters = {key: _parameter(value) for key, value in request.parameters.items()}
         return tensors.decoded(serving, made, parameters, version=request.model_version)
 
-    def encode(
-        self, serving: Serving, ask: Ask, records: Sequence[Prediction]
-    ) -> tuple[bytes, bytes]:
+    def encode(self, serving: Serving, ask: Ask, answers: Answers) -> tuple[bytes, bytes]:
         """See ``WireProtocol``. Raw bytes are answered with raw bytes, contents with contents."""
-        made, version, parameters = tensors.outputs(serving, records, self._wanted)
+        made, version, parameters = tensors.outputs(serving, answers, self._wanted)
         response = InferResponse(
             model_name=serving.edition.name, model_version=version, id=self._request.id
         )

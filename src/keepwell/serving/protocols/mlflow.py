@@ -20,7 +20,7 @@ import keepwell
 from keepwell.core.clock import Time
 from keepwell.core.errors import InvalidInput, near_miss
 from keepwell.core.records.models import Signature
-from keepwell.core.records.predictions import Prediction
+from keepwell.serving.batches import Answers
 from keepwell.serving.codec import MAX_ROWS, Codec, Decoded, encode, event_time
 from keepwell.serving.desk import Ask, Desk, Serving
 from keepwell.serving.protocols import JSON, Call, Reply
@@ -95,16 +95,14 @@ class Invocations:
             probe=0,
         )
 
-    def encode(
-        self, serving: Serving, ask: Ask, records: Sequence[Prediction]
-    ) -> tuple[bytes, bytes]:
+    def encode(self, serving: Serving, ask: Ask, answers: Answers) -> tuple[bytes, bytes]:
         """See ``WireProtocol``. The ids stand beside the predictions, as MLflow lets a server add fields."""
         del serving, ask
         return encode(
             {
-                "predictions": [r.output for r in records],
-                "ids": [r.id for r in records],
-                "versions": [r.version for r in records],
+                "predictions": answers.outputs.tolist(),
+                "ids": answers.ids,
+                "versions": [one.version for one in answers.answerers],
             }
         ), JSON
 

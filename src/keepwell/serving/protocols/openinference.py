@@ -6,14 +6,14 @@ The extensions are Triton's: binary_tensor_data, model_repository and statistics
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
 from keepwell.core.errors import InvalidInput, KeepwellError
-from keepwell.core.records.predictions import Prediction
+from keepwell.serving.batches import Answers
 from keepwell.serving.codec import Decoded, encode
 from keepwell.serving.desk import Ask, Desk, Serving
 from keepwell.serving.protocols import JSON, Call, Reply, repository, tensors
@@ -145,11 +145,9 @@ class OpenInference:
                 binary.append(one.name)
         self._binary = tuple(binary) if wanted else tensors.OUTPUTS if every else ()
 
-    def encode(
-        self, serving: Serving, ask: Ask, records: Sequence[Prediction]
-    ) -> tuple[bytes, bytes]:
+    def encode(self, serving: Serving, ask: Ask, answers: Answers) -> tuple[bytes, bytes]:
         """See ``WireProtocol``."""
-        made, version, parameters = tensors.outputs(serving, records, self._wanted)
+        made, version, parameters = tensors.outputs(serving, answers, self._wanted)
         if ask.rows is not None and ask.rows.probe:
             parameters["probe"] = True
         answer: dict[str, Any] = {"model_name": serving.edition.name}

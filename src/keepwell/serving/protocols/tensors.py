@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from keepwell.core.clock import Time
 from keepwell.core.errors import InvalidInput, NotFound, near_miss
-from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.traffic import BUCKETS
+from keepwell.serving.batches import Answers
 from keepwell.serving.codec import MAX_ROWS, Codec, Decoded, event_time
 from keepwell.serving.desk import Serving
 
@@ -199,7 +199,9 @@ def decoded(
             )
         if name in codec.names:
             place = codec.names.index(name)
-            sent = [row[place] for row in features]
+            sent = (
+                matrix[:, place].tolist() if features is None else [row[place] for row in features]
+            )
         elif name in columns:
             sent = columns[name].values
             sent = sent if isinstance(sent, list) else sent.reshape(-1).tolist()
@@ -256,14 +258,14 @@ def _sorted(codec: Codec, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor],
 
 def _rows(
     codec: Codec, columns: Mapping[str, Tensor], whole: Tensor | None, n: int
-) -> tuple[list[tuple[Any, ...]], npt.NDArray[Any]]:
+) -> tuple[list[tuple[Any, ...]] | None, npt.NDArray[Any]]:
+    """Give features and matrix as ``Decoded`` has them: numbers need no work a row."""
     signature = codec.signature
     width = len(codec.names)
     numeric = signature.numeric
     if whole is not None:
         if numeric and whole.datatype != "BYTES":
-            matrix = _floats(codec, whole).reshape(n, width)
-            return _listed_rows(matrix), matrix
+            return None, _floats(codec, whole).reshape(n, width)
         texts = all(column.dtype in {"string", "datetime"} for column in signature.inputs)
         if texts and whole.datatype == "BYTES":
             rows = [tuple(whole.values[k : k + width]) for k in range(0, n * width, width)]
@@ -278,11 +280,11 @@ def _rows(
         matrix = np.empty((n, width))
         for k, name in enumerate(codec.names):
             matrix[:, k] = _floats(codec, columns[name]).reshape(n)
-        return _listed_rows(matrix), matrix
+        return None, matrix
     sides = [
         columns[column.name].values
         if columns[column.name].datatype == "BYTES"
-        else [row[0] for row in _listed_rows(_floats(codec, columns[column.name]).reshape(n, 1))]
+        else _gapped(_floats(codec, columns[column.name]).reshape(n))
         for column in signature.inputs
     ]
     features = list(zip(*sides, strict=True))
@@ -318,14 +320,9 @@ def _floats(codec: Codec, tensor: Tensor) -> npt.NDArray[np.float64]:
     return values
 
 
-def _listed_rows(matrix: npt.NDArray[np.float64]) -> list[tuple[Any, ...]]:
-    """Rows for the log, with None where a value is missing, as plain rows have it."""
-    missing = np.isnan(matrix)
-    if not missing.any():
-        return list(map(tuple, matrix.tolist()))
-    values = matrix.astype(object)
-    values[missing] = None
-    return list(map(tuple, values.tolist()))
+def _gapped(numbers: npt.NDArray[np.float64]) -> list[float | None]:
+    """List a column for the log, with None where a value is missing, as plain rows have it."""
+    return [None if gap else v for v, gap in zip(numbers.tolist(), np.isnan(numbers), strict=True)]
 
 
 def _listed(parameters: Mapping[str, Any], key: str, n: int) -> list[Any]:
@@ -377,28 +374,28 @@ OUTPUTS = ("prediction", "id", "version", "arm")
 
 
 def outputs(
-    serving: Serving, records: Sequence[Prediction], wanted: Sequence[str]
+    serving: Serving, answers: Answers, wanted: Sequence[str]
 ) -> tuple[list[Output], str, dict[str, Any]]:
     """Give the answer's tensors, the version if one answered all rows, and the parameters of the answer.
 
     ``wanted`` are names out of ``OUTPUTS``, all where it is empty.
     """
-    n = len(records)
+    by = answers.answerers
+    n = len(by)
     made: list[Output] = []
     for name in wanted or OUTPUTS:
         if name == "prediction":
-            values = np.array([r.output for r in records], dtype=np.float64)
+            values = answers.outputs
             made.append(Output(name=name, datatype="FP64", shape=values.shape, values=values))
         elif name == "version":
-            versions = np.array([r.version for r in records], dtype=np.int64)
+            versions = np.array([one.version for one in by], dtype=np.int64)
             made.append(Output(name=name, datatype="INT64", shape=(n,), values=versions))
         else:
-            texts = [r.id if name == "id" else r.arm for r in records]
+            texts = answers.ids if name == "id" else [one.arm for one in by]
             made.append(Output(name=name, datatype="BYTES", shape=(n,), values=texts))
-    answered = {r.version for r in records}
+    answered = {one.version for one in by}
     version = str(answered.pop()) if len(answered) == 1 else ""
-    parameters: dict[str, Any] = {"plan": serving.edition.plan}
-    return made, version, parameters
+    return made, version, {"plan": serving.edition.plan}
 
 
 def raw_bytes(output: Output) -> bytes:
