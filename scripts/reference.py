@@ -172,6 +172,7 @@ _TYPES = {
 def _typed(written: str) -> str:
     if written.startswith("Literal["):
         return "one of " + written.removeprefix("Literal[").removesuffix("]").replace("'", '"')
+    written = written.removesuffix(" | None")
     return _TYPES.get(written, written)
 
 
@@ -179,6 +180,8 @@ def _toml(default: str) -> str:
     if not default:
         return "needed"
     value = ast.literal_eval(default)
+    if value is None:
+        return "not set"
     if isinstance(value, tuple):
         return "`[" + ", ".join(f'"{each}"' for each in value) + "]`"
     if isinstance(value, bool):

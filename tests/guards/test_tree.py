@@ -39,7 +39,7 @@ def test_nothing_in_the_tree_belongs_to_one_machine():
         try:
             texts[str(path.relative_to(ROOT))] = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            assert path.suffix in {".png", ".onnx", ".parquet"}, f"{path} is no text"
+            assert path.suffix in {".binpb", ".png", ".onnx", ".parquet"}, f"{path} is no text"
     assert "requirements/dev.lock" in texts
     assert {path: found for path, text in texts.items() if (found := foreign(text))} == {}
 

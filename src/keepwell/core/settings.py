@@ -61,7 +61,7 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     gateway_workers: Several = 1
     """Processes that answer predictions, on one shared socket."""
     grpc_port: int | None = None
-    """Open Inference Protocol over gRPC, beside the gateway's HTTP; not set: none."""
+    """Open Inference Protocol over gRPC, beside the gateway's HTTP (extra ``grpc``); 0 takes a free port."""
 
 
 class UserSettings(Values, frozen=True, kw_only=True):

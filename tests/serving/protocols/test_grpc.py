@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from typing import Any
 
 import grpc
@@ -19,6 +21,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from keepwell.core.errors import Unavailable
+from keepwell.serving import protocols
 from keepwell.serving.pool import reserve
 from keepwell.serving.protocols.grpc import SERVICE, InferRequest, message_of
 from keepwell.serving.protocols.tensors import NUMPY
@@ -80,6 +83,24 @@ def test_our_messages_have_the_names_numbers_and_types_of_tritons():
             assert fields(inner) == nested[inner.name]
     methods = {m.name: (m.input_type, m.output_type) for m in ours.service[0].method}
     assert methods.items() <= {m.name: (m.input_type, m.output_type) for m in theirs.service[0].method}.items()  # fmt: skip
+
+
+def test_the_proto_file_and_its_compiled_form_say_the_same():
+    text = files(protocols).joinpath("inference.proto").read_text()
+    ours = descriptor_pb2.FileDescriptorProto()
+    InferRequest.DESCRIPTOR.file.CopyToProto(ours)
+    compiled: list[tuple[str, int]] = []
+    waiting = list(ours.message_type)
+    while waiting:
+        one = waiting.pop()
+        if not one.options.map_entry:
+            compiled += [(f.name, f.number) for f in one.field]
+            waiting += one.nested_type
+    written = re.findall(
+        r"^\s*(?:message \w+ \{ )?[\w<>, .]+ (\w+) = (\d+);", text, flags=re.MULTILINE
+    )
+    assert len(written) > 80
+    assert sorted((name, int(number)) for name, number in written) == sorted(compiled)
 
 
 def test_tritons_client_reads_health_and_metadata(client):

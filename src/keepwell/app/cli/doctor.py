@@ -53,11 +53,14 @@ def run(given: argparse.Namespace) -> int:
             "store", lambda: "" if state.store.version() >= 0 else "It has no counter of changes."
         )
         examine("disk", lambda: _disk(state))
-        for name, port in (
-            ("server", state.settings.server.port),
-            ("gateway", state.settings.server.gateway_port),
+        for label, name, port in (
+            ("server", "server", state.settings.server.port),
+            ("gateway", "gateway", state.settings.server.gateway_port),
+            ("gRPC", "gateway", state.settings.server.grpc_port),
         ):
-            examine(f"{name} port {port}", lambda port=port, name=name: _port(state, name, port))  # type: ignore[misc]
+            if port is None:
+                continue
+            examine(f"{label} port {port}", lambda port=port, name=name: _port(state, name, port))  # type: ignore[misc]
         examine("audit trail", lambda: "; ".join(audit_problems(state.store)))
         examine("evidence", lambda: "; ".join(evidence_problems(state)))
         examine(
