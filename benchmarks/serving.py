@@ -237,7 +237,12 @@ class Peer:
         self.name = name
         self.process = subprocess.Popen(
             ["taskset", "-c", CORES["server"], *command],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            env={
+                **os.environ,
+                "PATH": f"{Path(command[0]).parent}:{os.environ['PATH']}",
+                "OMP_NUM_THREADS": "1",
+                **env,
+            },
             cwd=HERE / "peers",
             stdout=self._log,
             stderr=self._log,

@@ -48,3 +48,10 @@ class TooFew(Doubling):
 
     def predict(self, rows: Floats) -> Floats:
         return super().predict(rows)[rows[:, 0] >= 0]
+
+
+class NanOnNegative(Doubling):
+    """Has no number for a row below zero."""
+
+    def predict(self, rows: Floats) -> Floats:
+        return np.where(rows[:, 0] < 0, np.nan, super().predict(rows))
