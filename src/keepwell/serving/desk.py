@@ -282,25 +282,35 @@ class Desk:
         """Assign, predict, log, answer: in this order."""
         arrived = time.time_ns() // 1000
         edges = [0]
+        n = 0
+        named = united = timed = False
         alike = True
-        named = False
+        packs = codec.packs
         features: list[tuple[Any, ...]] = []
         for ask in asks:
             rows = ask.rows
             assert rows is not None
-            edges.append(edges[-1] + len(rows))
-            named = named or bool(rows.ids)
-            if rows.matrix is None and rows.features is not None:
-                features += rows.features
+            given = rows.features
+            if given is not None and rows.matrix is None:
+                features += given
+                n += len(given)
             else:
                 alike = False
-        n = edges[-1]
+                n += len(rows)
+            edges.append(n)
+            if rows.ids:
+                named = True
+            if rows.units:
+                united = True
+            if rows.times:
+                timed = True
         if alike:
             matrix = codec.matrix(features)
-        elif len(asks) == 1:
-            matrix = _matrix(codec, asks[0].rows)
         else:
-            matrix = np.concatenate([_matrix(codec, ask.rows) for ask in asks])
+            packs = packs or all(ask.rows.features is None for ask in asks)  # type: ignore[union-attr]
+            parts = [_matrix(codec, ask.rows) for ask in asks]
+            matrix = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            packs = packs and matrix.dtype != object
         prefix = f"{arrived:x}-{self._worker}-"
         first = self._counter + 1
         self._counter += n
@@ -311,7 +321,7 @@ class Desk:
                 ids += ask.rows.ids or [
                     f"{prefix}{first + k:x}" for k in range(start, start + len(ask.rows))
                 ]
-        units = _joined(asks, edges, "units", "")
+        units = _joined(asks, edges, "units", "") if united else ()
         chosen = None
         if len(serving.arms) > 1:
             chosen = self._choose(serving, units, ids, prefix=prefix, first=first, n=n)
@@ -325,9 +335,6 @@ class Desk:
                 for latency, ask in zip(latencies, asks, strict=True)
                 for _ in range(len(ask.rows))  # type: ignore[arg-type]
             ]
-        packs = matrix.dtype != object and all(
-            ask.rows is not None and (ask.rows.features is None or codec.packs) for ask in asks
-        )
         batch = Batch(
             endpoint=serving.edition.name,
             plan=serving.edition.plan,
@@ -339,11 +346,11 @@ class Desk:
             prefix=prefix,
             first=first,
             ids=ids,
-            times=_joined(asks, edges, "times", arrived),
+            times=_joined(asks, edges, "times", arrived) if timed else (),
             units=units,
             chosen=_packed(tick.chosen),
             answered=_packed(tick.answered),
-            features=() if packs else _features(asks, codec),
+            features=() if packs else features if alike else _features(asks, codec),
             matrix=matrix.tobytes() if packs else b"",
             kind=matrix.dtype.str if packs else "<f8",
             outputs=tick.outputs.tobytes(),
@@ -378,6 +385,10 @@ class Desk:
     ) -> Tick:
         """Run one model call an arm; where it fails, see on whose rows, and let the fallback answer those."""
         n = len(matrix)
+        if chosen is None:
+            tried = _tried(partial(self._run, serving, serving.arms[0]), matrix)
+            if tried is not None and np.isfinite(tried).all():
+                return Tick(tried, None, None, None, {})
         outputs: npt.NDArray[np.float64] | None = None
         troubled: dict[int, str] = {}
         places = np.array(chosen) if chosen is not None else None
@@ -389,11 +400,9 @@ class Desk:
                 continue
             whole = len(rows) == n
             part = matrix if whole else matrix[rows]
-            try:
-                values = self._run(serving, loaded, part)
-            except Exception:  # noqa: BLE001
-                # The model is the user's code; whatever it raises must not end the worker.
-                run = partial(self._run, serving, loaded)
+            run = partial(self._run, serving, loaded)
+            values = None if places is None else _tried(run, part)
+            if values is None:
                 values = _one_by_one(run, matrix, rows, edges, troubled)
             if not np.isfinite(values).all():
                 bad = ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
@@ -508,7 +517,8 @@ class Desk:
                     parts.append(b'{"id":%s,"prediction":%s%s' % (identity, texts[k], tail))
                 ask.answer = b'{"predictions":[%s]}' % b",".join(parts)
                 ask.status = 200
-            ask.waits = durable
+            if durable:
+                ask.waits = True
 
     @staticmethod
     def _refuse(serving: Serving, ask: Ask, tick: Tick, start: int, stop: int) -> None:
@@ -610,10 +620,8 @@ def _features(asks: Sequence[Ask], codec: Codec) -> list[Sequence[Any]]:
 
 
 def _joined(asks: Sequence[Ask], edges: list[int], field: str, otherwise: Any) -> list[Any]:
-    """Join a column over requests of which some may have none; empty if none has."""
+    """Join a column over requests of which some may have none."""
     columns = [getattr(ask.rows, field) for ask in asks]
-    if not any(columns):
-        return []
     joined: list[Any] = []
     for column, start, stop in zip(columns, edges, edges[1:], strict=False):
         joined += column or [otherwise] * (stop - start)
@@ -638,6 +646,17 @@ def _values(loaded: Loaded, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float64]
     if values.shape[:1] != (len(matrix),) or values.ndim > 2:
         raise ValueError(f"it gave answers of shape {values.shape} for {len(matrix)} rows")
     return values
+
+
+def _tried(
+    run: Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]], matrix: npt.NDArray[Any]
+) -> npt.NDArray[np.float64] | None:
+    try:
+        return run(matrix)
+    except Exception:  # noqa: BLE001
+        # The model is the user's code; whatever it raises must not end the worker. Whose rows it was comes out
+        # when each request's are tried alone.
+        return None
 
 
 def _one_by_one(

@@ -302,7 +302,8 @@ class Connection(asyncio.Protocol):
                 slot = Slot()
                 self._slots.append(slot)
                 floor.submit(Ask(known.endpoint, data[end:], time.perf_counter()), self, slot)
-                self._hold()
+                if len(self._slots) > MAX_PIPELINE:
+                    self._hold()
                 return
         self._finished = 0
         try:
