@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -85,10 +86,10 @@ class Contestant:
     pids: Any
     rows: int = 1
     varied: bool = False
-    headers: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     binary: bytes = b""
     read: Any = None
-    """From an answer to its predictions."""
+    """From an answer's bytes to its predictions."""
     versions: str = ""
     rounds: list[dict[str, float]] = field(default_factory=list)
     memory: float = 0.0
@@ -197,7 +198,34 @@ def make_model(folder: Path) -> tuple[Any, list[list[float]], list[float]]:
         "tolerance": 1e-6,
     }
     (folder / "golden.json").write_bytes(canonical(golden))
+    make_linear(folder.parent / "linear", package, rows)
     return signature, rows.tolist(), estimator.predict_proba(rows)[:, 1].tolist()
+
+
+def make_linear(folder: Path, package: Any, rows: Any) -> None:
+    """Write a linear model of the same inputs: next to nothing to compute, so that the rest shows."""
+    import msgspec
+
+    from keepwell.core.digest import canonical
+    from keepwell.training.predictors import load_predictor
+
+    folder.mkdir()
+    fused = {
+        "fill": [0.0] * len(COLUMNS),
+        "weights": [0.1] * len(COLUMNS),
+        "intercept": 0.5,
+        "link": "logit",
+    }
+    (folder / "linear.json").write_bytes(canonical(fused))
+    linear = msgspec.structs.replace(package, predictor="linear")
+    (folder / "package.json").write_bytes(canonical(linear))
+    predictor, _ = load_predictor(folder)
+    golden = {
+        "rows": rows[:5].tolist(),
+        "predictions": predictor.predict(rows[:5]).tolist(),
+        "tolerance": 1e-6,
+    }
+    (folder / "golden.json").write_bytes(canonical(golden))
 
 
 def python_of(name: str) -> str:
@@ -285,11 +313,11 @@ def ask(contestant: Contestant, place: int = 0) -> Any:
     """Ask one contestant once and give its predictions."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{contestant.port}{contestant.path}",
-        data=contestant.bodies[place],
-        headers={"content-type": "application/json"},
+        data=contestant.binary or contestant.bodies[place],
+        headers={"content-type": "application/json", **contestant.headers},
     )
     with urllib.request.urlopen(request, timeout=20) as answer:
-        return contestant.read(json.loads(answer.read()))
+        return contestant.read(answer.read())
 
 
 def check(contestant: Contestant, expected: list[float]) -> None:
@@ -317,7 +345,7 @@ def load(contestant: Contestant, *, seconds: float, connections: int, folder: Pa
             "bodies": bodies,
             "path": contestant.path,
             "binary": binary if contestant.binary else "",
-            "headers": contestant.headers,
+            "headers": ", ".join(f'["{k}"] = "{v}"' for k, v in contestant.headers.items()),
         }
     )
     pids = contestant.pids()
@@ -379,9 +407,9 @@ class Keepwell:
         from keepwell.serving.pool import Pool, bind
 
         shelf = Shelf(folder / "editions")
-        digests = ["sha256:" + "a" * 64, "sha256:" + "b" * 64]
-        for digest in digests:
-            shutil.copytree(artefact, shelf.artefact_folder(digest))
+        digests = ["sha256:" + letter * 64 for letter in "abc"]
+        for digest, kind in zip(digests, ("artefact", "artefact", "linear"), strict=True):
+            shutil.copytree(artefact.parent / kind, shelf.artefact_folder(digest))
 
         def arm(version: int, weight: int) -> Arm:
             return Arm(
@@ -406,6 +434,7 @@ class Keepwell:
                 endpoints=(
                     endpoint("group"),
                     endpoint("sync", log="sync"),
+                    endpoint("line", arms=(arm(3, BUCKETS),)),
                     endpoint("shadow", mirrors=(arm(2, 0),)),
                     endpoint("split", unit="user", arms=(arm(1, BUCKETS // 2), arm(2, BUCKETS // 2))),
                 ),
@@ -446,9 +475,36 @@ class Keepwell:
                 path=f"/v1/endpoints/{endpoint}/predict",
                 bodies=bodies,
                 pids=self.pids,
-                read=lambda answer: [p["prediction"] for p in answer["predictions"]],
+                read=lambda answer: [p["prediction"] for p in json.loads(answer)["predictions"]],
                 versions=versions,
                 **fields,
+            )
+
+        def tensor(mode: str, endpoint: str, model: str) -> Contestant:
+            raw = struct.pack(
+                f"<{100 * len(COLUMNS)}f", *(v for row in (rows * 2)[:100] for v in row)
+            )
+            head = json.dumps({
+                "inputs": [{"name": "rows", "datatype": "FP32", "shape": [100, len(COLUMNS)],
+                            "parameters": {"binary_data_size": len(raw)}}],
+                "outputs": [{"name": "prediction", "parameters": {"binary_data": True}}],
+            }).encode()  # fmt: skip
+            return Contestant(
+                name="Keepwell",
+                mode=mode,
+                model=model,
+                port=self.port,
+                path=f"/v2/models/{endpoint}/infer",
+                bodies=[b""],
+                binary=head + raw,
+                headers={
+                    "content-type": "application/octet-stream",
+                    "inference-header-content-length": str(len(head)),
+                },
+                pids=self.pids,
+                read=lambda answer: list(struct.unpack("<100d", answer[-800:])),
+                versions=versions,
+                rows=100,
             )
 
         return [
@@ -458,6 +514,8 @@ class Keepwell:
             made("group, all shadowed by a challenger", "shadow", plain),
             made("group, two arms by unit", "split", split),
             made("group, 100 rows as JSON", "group", hundred, rows=100),
+            tensor("group, 100 rows as binary tensors", "group", "onnx"),
+            tensor("group, 100 rows as binary tensors, linear model", "line", "linear"),
         ]
 
     def clear(self) -> None:
@@ -498,10 +556,10 @@ def peers(
     found: list[tuple[str, str, str, Any, Any]] = [
         ("uvicorn", "asgi", "onnx",
          lambda python, port, form: [python, *uvicorn, "--port", str(port), "asgi_app:app"],
-         ("/predict", by_name, lambda a: a["predictions"], "uvicorn")),
+         ("/predict", by_name, lambda a: json.loads(a)["predictions"], "uvicorn")),
         ("FastAPI", "asgi", "onnx",
          lambda python, port, form: [python, *uvicorn, "--port", str(port), "fastapi_app:app"],
-         ("/predict", by_name, lambda a: a["predictions"], "fastapi")),
+         ("/predict", by_name, lambda a: json.loads(a)["predictions"], "fastapi")),
     ]  # fmt: skip
     if quick:
         return found
@@ -536,20 +594,20 @@ def peers(
         found += [
             ("MLServer", "mlserver", form, mlserver,
              ("/v2/models/bench/infer", part,
-              lambda a: a["outputs"][0]["data"][-1:], "mlserver")),
+              lambda a: json.loads(a)["outputs"][0]["data"][-1:], "mlserver")),
             ("mlflow models serve", "mlflow", form, mlflow,
              ("/invocations", split if form == "native" else tensor,
-              lambda a: _last(a["predictions"]), "mlflow")),
+              lambda a: _last(json.loads(a)["predictions"]), "mlflow")),
             ("BentoML", "bentoml", form,
              lambda python, port, form: [python, "-m", "bentoml", "serve", "bento_app:Model", "--port", str(port),
                                          "--host", "127.0.0.1"],
-             ("/predict", as_lists, lambda a: a, "bentoml")),
+             ("/predict", as_lists, json.loads, "bentoml")),
             ("LitServe", "litserve", form,
              lambda python, port, form: [python, "litserve_app.py", str(port)],
-             ("/predict", single, lambda a: [a["prediction"]], "litserve")),
+             ("/predict", single, lambda a: [json.loads(a)["prediction"]], "litserve")),
             ("Ray Serve", "ray", form,
              lambda python, port, form: [python, "ray_app.py", str(port)],
-             ("/predict", as_lists, lambda a: a["predictions"], "ray")),
+             ("/predict", as_lists, lambda a: json.loads(a)["predictions"], "ray")),
         ]  # fmt: skip
     return found
 
@@ -632,7 +690,8 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         wait_for(ours[0])
         ours = [one for one in ours if given.modes in one.mode]
         for one in ours:
-            check(one, expected)
+            if one.model == "onnx":
+                check(one, expected)
         measure(
             ours, peers(folder, rows, quick=given.quick), given, folder, expected, gateway, report
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -328,13 +329,9 @@ class Desk:
         tick = self._predict(serving, matrix, chosen, edges)
         now = time.perf_counter()
         latencies = [int((now - ask.began) * 1e6) for ask in asks]
-        spent = latencies
+        spent = np.array(latencies, dtype="<u4")
         if n != len(asks):
-            spent = [
-                latency
-                for latency, ask in zip(latencies, asks, strict=True)
-                for _ in range(len(ask.rows))  # type: ignore[arg-type]
-            ]
+            spent = spent.repeat(np.diff(edges))
         batch = Batch(
             endpoint=serving.edition.name,
             plan=serving.edition.plan,
@@ -355,13 +352,13 @@ class Desk:
             kind=matrix.dtype.str if packs else "<f8",
             outputs=tick.outputs.tobytes(),
             classes=tick.outputs.shape[1] if tick.outputs.ndim == 2 else 0,
-            latencies=np.array(spent, dtype="<u4").tobytes(),
+            latencies=spent.tobytes(),
             statuses=bytes(tick.statuses) if tick.statuses else b"",
             errors=tick.errors,
         )
         self._writer.append(batches=(batch,))
         self._reply(serving, asks, edges, batch, tick)
-        self._count(serving, tick, spent)
+        self._count(serving, tick, latencies, edges)
         if serving.mirrors:
             self._shadows.append((serving, batch, matrix))
 
@@ -529,20 +526,24 @@ class Desk:
             f"The model of {arm.model}/{arm.version} failed on row {k - start}: {tick.errors[k]}.",
         )
 
-    def _count(self, serving: Serving, tick: Tick, spent: list[int]) -> None:
+    def _count(self, serving: Serving, tick: Tick, latencies: list[int], edges: list[int]) -> None:
         name = serving.edition.name
         answered = tick.answered or tick.chosen
         if answered is None:
             arm = serving.arms[0].arm
-            self.meters.answered(name, arm.name, arm.version, "ok", spent)
+            rows = None if edges[-1] == len(latencies) else [b - a for a, b in pairwise(edges)]
+            self.meters.answered(name, arm.name, arm.version, "ok", latencies, rows)
             return
-        statuses = tick.statuses or bytes(len(spent))
-        groups: dict[tuple[int, int], list[int]] = {}
-        for by, status, latency in zip(answered, statuses, spent, strict=True):
-            groups.setdefault((by, status), []).append(latency)
-        for (by, status), latencies in groups.items():
+        groups: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        for latency, (start, stop) in zip(latencies, pairwise(edges), strict=True):
+            statuses = tick.statuses[start:stop] if tick.statuses else bytes(stop - start)
+            for key, rows_of in Counter(zip(answered[start:stop], statuses, strict=True)).items():
+                group = groups.setdefault(key, ([], []))
+                group[0].append(latency)
+                group[1].append(rows_of)
+        for (by, status), (of, weights) in groups.items():
             arm = serving.arms[by].arm
-            self.meters.answered(name, arm.name, arm.version, STATUSES[status], latencies)
+            self.meters.answered(name, arm.name, arm.version, STATUSES[status], of, weights)
 
     def waits(self, endpoint: str) -> bool:
         """Tell whether the answers of an endpoint wait for the disk."""

@@ -40,22 +40,30 @@ class Meters:
         self.outcomes = 0
 
     def answered(
-        self, endpoint: str, arm: str, version: int, status: str, latencies: list[int]
+        self,
+        endpoint: str,
+        arm: str,
+        version: int,
+        status: str,
+        latencies: list[int],
+        rows: list[int] | None = None,
     ) -> None:
-        """Count the decisions of one tick that one arm answered, with their latencies in microseconds."""
+        """Count what one arm answered in a tick: a latency (microseconds) a request, and its rows if not one."""
         key = (endpoint, arm, version, status)
-        self.counts[key] = self.counts.get(key, 0) + len(latencies)
+        n = len(latencies) if rows is None else sum(rows)
+        self.counts[key] = self.counts.get(key, 0) + n
         buckets = self.latency.get(key[:3])
         if buckets is None:
             buckets = self.latency[key[:3]] = [0] * (len(BOUNDS_US) + 2)
-        buckets[-1] += sum(latencies)
         place = bisect_left(BOUNDS_US, min(latencies))
-        if place == bisect_left(BOUNDS_US, max(latencies)):
+        if rows is None and place == bisect_left(BOUNDS_US, max(latencies)):
             # The requests of one tick mostly took alike.
-            buckets[place] += len(latencies)
+            buckets[-1] += sum(latencies)
+            buckets[place] += n
             return
-        for latency in latencies:
-            buckets[bisect_left(BOUNDS_US, latency)] += 1
+        for latency, count in zip(latencies, rows or [1] * n, strict=True):
+            buckets[-1] += latency * count
+            buckets[bisect_left(BOUNDS_US, latency)] += count
 
     def refused(self, endpoint: str) -> None:
         """Count one request with bad input."""
