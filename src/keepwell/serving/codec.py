@@ -68,7 +68,7 @@ class Codec:
             gc=False,
         )
         self._decode = msgspec.json.Decoder(single).decode
-        self._object = not signature.numeric
+        self.numeric = signature.numeric
         self.packs = all(column.dtype in {"float64", "int64"} for column in signature.inputs)
         """Whether a matrix of numbers says exactly what was sent: true and 1, or text, would not survive it."""
 
@@ -118,7 +118,7 @@ class Codec:
     def matrix(self, features: Sequence[tuple[Any, ...]]) -> npt.NDArray[Any]:
         """Give n rows of features as a predictor takes them, shape (n, d)."""
         n, width = len(features), self._width
-        if self._object:
+        if not self.numeric:
             return np.array(features, dtype=object).reshape(n, width)
         # fromiter reads None as NaN, and is the fastest of numpy's ways in.
         numbers = np.fromiter(chain.from_iterable(features), np.float64, n * width)

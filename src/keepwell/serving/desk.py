@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -723,8 +722,3 @@ def _mirrored(serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArra
         statuses=bytes(statuses),
         errors=errors,
     )
-
-
-def worker_name(number: int) -> str:
-    """Name a worker so that no two processes ever share a name."""
-    return f"w{number}p{os.getpid()}"

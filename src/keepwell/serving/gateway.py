@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -169,13 +169,18 @@ def run_gateway(
     """
     ending = StopSignal()
     ending.listen()
-    listening = bind(host, port)
+    held = _grpc_socket(host, grpc_port)
+    try:
+        listening = bind(host, port)
+    except Unavailable:
+        if held is not None:
+            held.close()
+        raise
     shelf = Shelf(state / "editions")
     publisher = Publisher(store=store, blobs=blobs, verifier=verifier, shelf=shelf, clock=clock)
     meters = state / "run" / "meters"
     for path in meters.glob("*.json"):
         path.unlink()  # counters of an earlier gateway
-    held = _grpc_socket(host, grpc_port)
     address = ""
     if held is not None:
         address = f"[{host}]" if ":" in host else host
@@ -217,7 +222,7 @@ def run_gateway(
 def _grpc_socket(host: str, port: int | None) -> socket.socket | None:
     if port is None:
         return None
-    if importlib.util.find_spec("grpc") is None:
+    if find_spec("grpc") is None:
         raise Unavailable(
             "gRPC is set by grpc_port, and its package is not installed.",
             todo="Install it: pip install 'keepwell[grpc]'; or take grpc_port out of [server] in keepwell.toml.",

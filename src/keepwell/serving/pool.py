@@ -13,6 +13,12 @@ from pathlib import Path
 from keepwell.core.errors import Unavailable
 
 RESPAWN_SECONDS = 0.2
+START_SECONDS = 30.0
+
+
+def worker_name(number: int, pid: int) -> str:
+    """Name a worker so that no two processes ever share a name."""
+    return f"w{number}p{pid}"
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -113,10 +119,23 @@ class Pool:
         old = dict(self._processes)
         self._processes = {}
         self.tend()
+        self._wait_listening()
         for process in old.values():
             process.send_signal(signal.SIGTERM)
         for process in old.values():
             process.wait(timeout=15)
+
+    def _wait_listening(self) -> None:
+        """Wait until every worker listens: at the gRPC port, nobody else holds connections for one that starts."""
+        deadline = time.monotonic() + START_SECONDS
+        waiting = {number: process.pid for number, process in self._processes.items()}
+        while waiting and time.monotonic() < deadline:
+            for number, pid in list(waiting.items()):
+                # A worker shares its counters for the first time once it listens.
+                shared = (self._meters / f"{worker_name(number, pid)}.json").exists()
+                if shared or self._processes[number].poll() is not None:
+                    del waiting[number]
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """Let all workers drain and end."""

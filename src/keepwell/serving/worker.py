@@ -17,10 +17,11 @@ from typing import Any
 import uvloop
 
 from keepwell.core.errors import KeepwellError
-from keepwell.serving.desk import Desk, Loader, worker_name
+from keepwell.serving.desk import Desk, Loader
 from keepwell.serving.editions import Shelf
 from keepwell.serving.http import Connection, Floor
 from keepwell.serving.meters import Meters
+from keepwell.serving.pool import worker_name
 from keepwell.serving.segments import SegmentWriter
 
 LOOK_SECONDS = 0.02
@@ -48,7 +49,7 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM, then let what is under way finish."""
     loop = asyncio.get_running_loop()
-    name = worker_name(number)
+    name = worker_name(number, os.getpid())
     writer = SegmentWriter(log, name=f"{time.time_ns() // 1000:017d}-{name}")
     desk = Desk(writer, worker=name, meters=Meters(meters, worker=name))
     loader = Loader(shelf)

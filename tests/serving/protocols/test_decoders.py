@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from typing import Any
 
 import msgspec
@@ -18,10 +19,10 @@ from tests.serving.test_fuzz import talk
 
 from keepwell.core.errors import InvalidInput, NotFound
 from keepwell.serving.codec import MAX_ROWS, Decoded
-from keepwell.serving.desk import Desk, Loader, Serving
+from keepwell.serving.desk import Ask, Desk, Loader, Serving
 from keepwell.serving.editions import Edition, Shelf
-from keepwell.serving.meters import Meters
-from keepwell.serving.protocols.grpc import GrpcInference, InferRequest
+from keepwell.serving.meters import Meters, Work
+from keepwell.serving.protocols.grpc import GrpcInference, InferRequest, message_of
 from keepwell.serving.protocols.mlflow import Invocations
 from keepwell.serving.protocols.openinference import LENGTH, OpenInference
 from keepwell.serving.protocols.tensors import DATATYPES, NUMPY
@@ -298,6 +299,31 @@ def test_bytes_are_read_whole_or_refused(desk, texts, cut, more):
     assert (read is not None) == (sent == raw)
     if read is not None:
         assert [row[0] for row in read.features or []] == texts
+
+
+def test_requests_of_one_tick_share_a_model_call_whatever_protocol_they_came_by(desk):
+    message = InferRequest(model_name="e")
+    message.inputs.add(name="all", datatype="FP32", shape=[2, 3])
+    message.raw_input_contents.append(np.array([[3, 1, 0], [4, 1, 0]], dtype="<f4").tobytes())
+    tensor = b'{"inputs":[{"name":"all","shape":[1,3],"datatype":"FP64","data":[2,1,null]}]}'
+    now = time.perf_counter()
+    asks = [
+        Ask(endpoint="e", body=b'{"row":{"x":1,"flag":true,"dep delay":null}}', began=now),
+        Ask(endpoint="e", body=tensor, began=now, protocol=OpenInference("")),
+        Ask(endpoint="e", body=b"", began=now, protocol=GrpcInference(message)),
+        Ask(endpoint="e", body=b'{"instances":[[5,null,0]]}', began=now, protocol=Invocations()),
+        Ask(endpoint="e", body=b'{"instances":[[5]]}', began=now, protocol=Invocations()),
+    ]
+    before = desk.meters.work().get(("e", 1), Work())
+    desk.answer(asks)
+    after = desk.meters.work()["e", 1]
+    assert [ask.status for ask in asks] == [200, 200, 200, 200, 400]
+    assert (after.calls - before.calls, after.rows - before.rows) == (1, 5)
+    assert msgspec.json.decode(asks[0].answer)["predictions"][0]["prediction"] == 2.0
+    assert msgspec.json.decode(asks[1].answer)["outputs"][0]["data"] == [3.0]
+    answer = message_of("ModelInferResponse").FromString(asks[2].answer)
+    assert np.frombuffer(answer.raw_output_contents[0]).tolist() == [4.0, 5.0]
+    assert msgspec.json.decode(asks[3].answer)["predictions"] == [6.0]
 
 
 paths = st.sampled_from(

@@ -79,9 +79,9 @@ class Invocations:
         fields = serving.edition
         return Decoded(
             features=features,
-            matrix=np.array(
-                features, dtype=np.float64 if codec.signature.numeric else object
-            ).reshape(len(rows), len(codec.names)),
+            matrix=np.array(features, dtype=np.float64 if codec.numeric else object).reshape(
+                len(rows), len(codec.names)
+            ),
             ids=ids,
             units=_units([row[places[fields.unit]] for row in rows], fields.unit)
             if fields.unit in places

@@ -262,7 +262,7 @@ def _rows(
     """Give features and matrix as ``Decoded`` has them: numbers need no work a row."""
     signature = codec.signature
     width = len(codec.names)
-    numeric = signature.numeric
+    numeric = codec.numeric
     if whole is not None:
         if numeric and whole.datatype != "BYTES":
             return None, _floats(codec, whole).reshape(n, width)
