@@ -43,6 +43,12 @@ def run_gateway_process(state: State) -> None:
     from keepwell.serving.gateway import run_gateway
 
     server = state.settings.server
+
+    def ready(port: int, grpc_port: int | None) -> None:
+        announce(state, "gateway", f"http://{server.host}:{port}")
+        if grpc_port is not None:
+            announce(state, "grpc", f"grpc://{server.host}:{grpc_port}")
+
     run_gateway(
         store=state.store,
         blobs=state.blobs,
@@ -52,8 +58,8 @@ def run_gateway_process(state: State) -> None:
         port=port_for(state, "gateway", server.gateway_port),
         workers=server.gateway_workers,
         clock=state.clock,
-        grpc_port=server.grpc_port,
-        ready=lambda port: announce(state, "gateway", f"http://{server.host}:{port}"),
+        grpc_port=None if server.grpc_port is None else port_for(state, "grpc", server.grpc_port),
+        ready=ready,
     )
 
 

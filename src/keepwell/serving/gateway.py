@@ -158,12 +158,11 @@ def run_gateway(
     workers: int,
     clock: Clock,
     grpc_port: int | None = None,
-    ready: Callable[[int], None] | None = None,
+    ready: Callable[[int, int | None], None] | None = None,
 ) -> None:
-    """Run until SIGTERM or SIGINT. ``ready`` is told the port once it is bound.
+    """Run until SIGTERM or SIGINT. ``ready`` is told the port, and that of gRPC, once they are bound.
 
-    Without ``grpc_port`` there is no gRPC; 0 takes a free port, which ``state/run/grpc`` then names.
-
+    Without ``grpc_port`` there is no gRPC; 0 takes a free port.
     While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
     port is taken.
     """
@@ -181,19 +180,14 @@ def run_gateway(
     meters = state / "run" / "meters"
     for path in meters.glob("*.json"):
         path.unlink()  # counters of an earlier gateway
-    address = ""
-    if held is not None:
-        address = f"[{host}]" if ":" in host else host
-        address += f":{held.getsockname()[1]}"
-        (state / "run").mkdir(parents=True, exist_ok=True)
-        (state / "run" / "grpc").write_text(f"{address}\n", encoding="utf-8")
+    grpc_bound = int(held.getsockname()[1]) if held is not None else None
     pool = Pool(
         listening,
         editions=shelf.folder,
         log=state / "log",
         meters=meters,
         workers=workers,
-        grpc=address,
+        grpc=_address(host, grpc_bound) if grpc_bound else "",
     )
     seen = -1
     checked = 0
@@ -209,7 +203,7 @@ def run_gateway(
                 seen = -1
             pool.tend()
             if ready is not None:
-                ready(int(listening.getsockname()[1]))
+                ready(int(listening.getsockname()[1]), grpc_bound)
                 ready = None
             ending.wait(LOOK_SECONDS)
     finally:
@@ -217,6 +211,10 @@ def run_gateway(
         listening.close()
         if held is not None:
             held.close()
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _grpc_socket(host: str, port: int | None) -> socket.socket | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,17 +18,14 @@ import tritonclient.grpc as triton
 from google.protobuf import descriptor_pb2
 from tests.serving import gateways
 from tests.serving.gateways import Gateway
+from tests.stories.projects import Up, keepwell, with_free_ports
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from keepwell.adapters.blobs.files import FileBlobs
-from keepwell.adapters.signing.dsse import open_signer
-from keepwell.adapters.stores.sql import open_store
-from keepwell.core.clock import SystemClock
 from keepwell.core.errors import Unavailable
 from keepwell.core.settings import ServerSettings
 from keepwell.serving import protocols
-from keepwell.serving.gateway import run_gateway
+from keepwell.serving.gateway import _grpc_socket
 from keepwell.serving.pool import reserve
 from keepwell.serving.protocols.grpc import SERVICE, InferRequest, message_of
 from keepwell.serving.protocols.tensors import NUMPY
@@ -353,58 +349,30 @@ def test_a_grpc_port_that_another_gateway_has_is_not_shared_unnoticed(speaking):
         reserve("127.0.0.1", int(speaking.grpc.rsplit(":", 1)[1]))
 
 
-def gateway_on(folder: Path, stop: threading.Event, **more: Any) -> None:
-    """Run a gateway's parent on an empty store until it is told to stop."""
-    store = open_store(f"sqlite:///{folder}/a.db")
-    try:
-        run_gateway(
-            store=store,
-            blobs=FileBlobs(folder / "blobs"),
-            verifier=open_signer(folder / "keys"),
-            state=folder,
-            host="127.0.0.1",
-            port=0,
-            workers=1,
-            clock=SystemClock(),
-            stop=stop,
-            **more,
-        )
-    finally:
-        store.close()
+@pytest.mark.slow
+def test_the_setting_opens_the_port_of_a_running_project(tmp_path):
+    folder = tmp_path / "project"
+    keepwell("init", str(folder), folder=tmp_path)
+    with_free_ports(folder)
+    with (folder / "keepwell.toml").open("a") as file:
+        file.write("grpc_port = 0\n")
+    with Up(folder):
+        said = json.loads((folder / ".keepwell" / "run" / "grpc.json").read_text())
+        with grpc.insecure_channel(said["url"].removeprefix("grpc://")) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            asked = service_pb2.ServerLiveRequest()
+            assert stub.ServerLive(asked, wait_for_ready=True, timeout=20).live
 
 
-def test_the_setting_opens_the_port_and_its_absence_none(tmp_path):
+def test_without_the_setting_no_port_is_opened():
     assert ServerSettings().grpc_port is None
-    for folder, more in ((tmp_path / "with", {"grpc_port": 0}), (tmp_path / "without", {})):
-        folder.mkdir()
-        stop, bound = threading.Event(), threading.Event()
-        thread = threading.Thread(
-            target=gateway_on,
-            args=(folder, stop),
-            kwargs={"ready": lambda _, b=bound: b.set(), **more},
-        )
-        thread.start()
-        try:
-            assert bound.wait(20)
-            place = folder / "run" / "grpc"
-            assert place.exists() is bool(more)
-            if more:
-                with grpc.insecure_channel(place.read_text().strip()) as channel:
-                    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-                    live = stub.ServerLive(
-                        service_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=20
-                    )
-                    assert live.live
-        finally:
-            stop.set()
-            thread.join(20)
-        assert not thread.is_alive()
+    assert _grpc_socket("127.0.0.1", None) is None
 
 
-def test_without_its_package_the_port_is_refused_with_what_to_install(tmp_path, monkeypatch):
+def test_without_its_package_the_port_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setattr("keepwell.serving.gateway.find_spec", lambda _: None)
     with pytest.raises(Unavailable, match=r"pip install 'keepwell\[grpc\]'"):
-        gateway_on(tmp_path, threading.Event(), grpc_port=0)
+        _grpc_socket("127.0.0.1", 0)
 
 
 def test_messages_of_the_same_names_may_be_loaded_beside_ours():

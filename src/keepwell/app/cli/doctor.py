@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> int:
         for label, name, port in (
             ("server", "server", state.settings.server.port),
             ("gateway", "gateway", state.settings.server.gateway_port),
-            ("gRPC", "gateway", state.settings.server.grpc_port),
+            ("gRPC", "grpc", state.settings.server.grpc_port),
         ):
             if port is None:
                 continue
