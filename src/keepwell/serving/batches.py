@@ -131,7 +131,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         missing = np.isnan(numbers)
         if not missing.any():
             return [tuple(row) for row in numbers.tolist()]
-        whole = numbers.astype(np.float64).astype(object)
+        with np.errstate(invalid="ignore"):  # NaN has bit patterns that set the processor's flag
+            whole = numbers.astype(np.float64).astype(object)
         whole[missing] = None
         return [tuple(row) for row in whole.tolist()]
 
@@ -160,6 +161,12 @@ class Answers(Sequence[Prediction]):
     def ids(self) -> list[str]:
         """List the decision ids."""
         return self.batch.identities(self.start, self.stop)
+
+    @property
+    def alone(self) -> Answerer | None:
+        """Give the arm that answered all rows of the batch; None where that is not known at once."""
+        batch = self.batch
+        return None if batch.answered or batch.chosen else batch.answerers[0]
 
     @property
     def answerers(self) -> list[Answerer]:

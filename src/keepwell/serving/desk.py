@@ -255,7 +255,7 @@ class Desk:
         for loaded in (*serving.arms, *serving.mirrors):
             if loaded.arm.version == rows.probe:
                 try:
-                    values = _values(loaded, _matrix(codec, rows))
+                    values = _values(loaded, _wide(_matrix(codec, rows)))
                     if not np.isfinite(values).all():
                         raise ValueError(NOT_A_NUMBER)  # noqa: TRY301 - the same answer as to what the model raises
                 except Exception as error:  # noqa: BLE001
@@ -309,6 +309,8 @@ class Desk:
         else:
             packs = packs or all(ask.rows.features is None for ask in asks)  # type: ignore[union-attr]
             parts = [_matrix(codec, ask.rows) for ask in asks]
+            if len({part.dtype for part in parts}) > 1:
+                parts = [_wide(part) for part in parts]
             matrix = parts[0] if len(parts) == 1 else np.concatenate(parts)
             packs = packs and matrix.dtype != object
         prefix = f"{arrived:x}-{self._worker}-"
@@ -325,6 +327,9 @@ class Desk:
         chosen = None
         if len(serving.arms) > 1:
             chosen = self._choose(serving, units, ids, prefix=prefix, first=first, n=n)
+        rows_in = matrix.tobytes() if packs else b""
+        kind = matrix.dtype.str if packs else "<f8"
+        matrix = _wide(matrix)
         tick = self._predict(serving, matrix, chosen, edges)
         now = time.perf_counter()
         latencies = [int((now - ask.began) * 1e6) for ask in asks]
@@ -347,8 +352,8 @@ class Desk:
             chosen=_packed(tick.chosen),
             answered=_packed(tick.answered),
             features=() if packs else features if alike else _features(asks, codec),
-            matrix=matrix.tobytes() if packs else b"",
-            kind=matrix.dtype.str if packs else "<f8",
+            matrix=rows_in,
+            kind=kind,
             outputs=tick.outputs.tobytes(),
             classes=tick.outputs.shape[1] if tick.outputs.ndim == 2 else 0,
             latencies=spent.tobytes(),
@@ -604,6 +609,14 @@ def _probed(serving: Serving, arm: Arm, values: npt.NDArray[np.float64]) -> Answ
 def _matrix(codec: Codec, rows: Decoded | None) -> npt.NDArray[Any]:
     assert rows is not None
     return codec.matrix(rows.features or []) if rows.matrix is None else rows.matrix
+
+
+def _wide(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Give rows as predictors take them: single precision is for the wire and the log."""
+    if matrix.dtype != np.float32:
+        return matrix
+    with np.errstate(invalid="ignore"):  # NaN has bit patterns that set the processor's flag
+        return matrix.astype(np.float64)
 
 
 def _features(asks: Sequence[Ask], codec: Codec) -> list[Sequence[Any]]:

@@ -93,8 +93,10 @@ class Caller(Protocol):
 class Head(msgspec.Struct, frozen=True):
     """What the bytes before a body said, when they were read in full: the same bytes say the same again."""
 
-    endpoint: str
     length: int
+    endpoint: str = ""
+    call: Call | None = None
+    """For another protocol than plain rows: the request, but for its body and time."""
 
 
 class Floor:
@@ -301,7 +303,13 @@ class Connection(asyncio.Protocol):
                 self._sweeps = 0
                 slot = Slot()
                 self._slots.append(slot)
-                floor.submit(Ask(known.endpoint, data[end:], time.perf_counter()), self, slot)
+                if known.call is None:
+                    floor.submit(Ask(known.endpoint, data[end:], time.perf_counter()), self, slot)
+                else:
+                    again = msgspec.structs.replace(
+                        known.call, body=data[end:], began=time.perf_counter()
+                    )
+                    self._route(slot, again)
                 if len(self._slots) > MAX_PIPELINE:
                     self._hold()
                 return
@@ -399,8 +407,8 @@ class Connection(asyncio.Protocol):
         path = self._url.split(b"?", 1)[0].decode("latin-1")
         if method == b"POST" and path.startswith("/v1/endpoints/") and path.endswith("/predict"):
             name = path[len("/v1/endpoints/") : -len("/predict")]
-            if not self._expect and not self._chunked and not slot.close:
-                self._known = Head(name, len(self._body))
+            if not (self._expect or self._chunked or slot.close):
+                self._known = Head(len(self._body), name)
             self._floor.submit(Ask(name, bytes(self._body), began), self, slot)
             return
         slot.head = method == b"HEAD"
@@ -408,15 +416,23 @@ class Connection(asyncio.Protocol):
         call = Call(
             method=verb, path=path, body=bytes(self._body), headers=self._headers, began=began
         )
+        asked = self._route(slot, call)
+        if asked and verb == "POST" and not (self._expect or self._chunked or slot.close):
+            length = len(self._body)
+            self._known = Head(length, call=msgspec.structs.replace(call, body=b""))
+
+    def _route(self, slot: Slot, call: Call) -> bool:
+        """Let the protocol answer whose path it is; True if the desk is asked."""
         for protocol in PROTOCOLS:
             routed = protocol.route(self._floor.desk, call)
             if isinstance(routed, Ask):
                 self._floor.submit(routed, self, slot)
-                return
+                return True
             if isinstance(routed, Reply):
                 self.fill(slot, routed.status, routed.body, content=routed.content)
-                return
-        self._plain(slot, verb, path)
+                return False
+        self._plain(slot, call.method, call.path)
+        return False
 
     def _plain(self, slot: Slot, method: str, path: str) -> None:
         desk = self._floor.desk

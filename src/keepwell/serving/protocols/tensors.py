@@ -302,12 +302,14 @@ def _fits(tensor: Tensor, dtype: str) -> None:
         )
 
 
-def _floats(codec: Codec, tensor: Tensor) -> npt.NDArray[np.float64]:
-    """Numbers as predictors take them: NaN where one is missing, and never infinite, as in plain rows."""
-    with np.errstate(
-        invalid="ignore"
-    ):  # one of the many bit patterns of NaN sets the processor's flag
-        values: npt.NDArray[np.float64] = tensor.values.astype(np.float64)
+def _floats(codec: Codec, tensor: Tensor) -> npt.NDArray[Any]:
+    """Numbers as the desk takes them: NaN where one is missing, and never infinite, as in plain rows."""
+    values: npt.NDArray[Any] = tensor.values
+    if tensor.datatype != "FP32":  # which the log keeps as it is
+        with np.errstate(
+            invalid="ignore"
+        ):  # one of NaN's many bit patterns sets the processor's flag
+            values = values.astype(np.float64)
     if tensor.datatype == "BOOL":
         values = np.where(np.isnan(values), values, values != 0)
     if np.isinf(values).any():
@@ -380,8 +382,9 @@ def outputs(
 
     ``wanted`` are names out of ``OUTPUTS``, all where it is empty.
     """
-    by = answers.answerers
-    n = len(by)
+    alone = answers.alone
+    by = answers.answerers if alone is None or wanted != ("prediction",) else []
+    n = len(answers)
     made: list[Output] = []
     for name in wanted or OUTPUTS:
         if name == "prediction":
@@ -393,7 +396,7 @@ def outputs(
         else:
             texts = answers.ids if name == "id" else [one.arm for one in by]
             made.append(Output(name=name, datatype="BYTES", shape=(n,), values=texts))
-    answered = {one.version for one in by}
+    answered = {one.version for one in by} if alone is None else {alone.version}
     version = str(answered.pop()) if len(answered) == 1 else ""
     return made, version, {"plan": serving.edition.plan}
 
