@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mlflow browser test lint types imports unit slow demo bench-tracking reference lock clean
+.PHONY: help setup setup-mlflow browser test lint types imports unit slow demo bench-tracking bench-serving reference lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -57,6 +57,9 @@ demo: setup ## the whole way on real flights; ARGS="--exit --summary FILE"
 bench-tracking: setup-mlflow ## the tracking server beside MLflow's own
 	$(BIN)/python benchmarks/tracking.py $(ARGS)
 
+bench-serving: setup ## the gateway beside the field's servers; ARGS="--quick --json FILE"
+	$(BIN)/python benchmarks/serving.py $(ARGS)
+
 reference: setup ## write anew what the reference pages take from the code
 	$(BIN)/python scripts/reference.py
 
@@ -67,4 +70,4 @@ lock: setup ## resolve the lock files anew
 	$(UV) compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/uv.in -o requirements/uv.lock
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) .venv-mlflow .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-mlflow .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -152,7 +152,7 @@ def memory_mb(pids: list[int]) -> float:
     return round(total / 1024, 1)
 
 
-def make_model(folder: Path) -> tuple[Any, list[list[float]], list[float]]:
+def make_model(folder: Path) -> tuple[list[list[float]], list[float]]:
     """Train the model, write both its forms, and give rows with the estimator's own answers to them."""
     import numpy as np
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -163,18 +163,18 @@ def make_model(folder: Path) -> tuple[Any, list[list[float]], list[float]]:
     from keepwell.training.predictors import load_predictor, onnx
 
     rng = np.random.default_rng(7)
-    X = rng.normal(size=(20_000, len(COLUMNS))).round(4)
-    y = (X[:, 0] + X[:, 1] * X[:, 2] + rng.normal(size=len(X)) > 0).astype(int)
+    table = rng.normal(size=(20_000, len(COLUMNS))).round(4)
+    label = table[:, 0] + table[:, 1] * table[:, 2] + rng.normal(size=len(table)) > 0
     estimator = HistGradientBoostingClassifier(
         max_iter=TREES, early_stopping=False, random_state=7
-    ).fit(X, y)
+    ).fit(table, label.astype(int))
     signature = Signature(
         inputs=tuple(Column(name=n, dtype="float64", nullable=True) for n in COLUMNS), task="binary"
     )
     (folder / "model.pkl").write_bytes(pickle.dumps(estimator, protocol=5))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if not onnx.KIND.convert(estimator, signature=signature, folder=folder, sample=X[:10]):
+        if not onnx.KIND.convert(estimator, signature=signature, folder=folder, sample=table[:10]):
             raise SystemExit("the model does not convert to ONNX")
     package = Package(
         model="bench",
@@ -190,7 +190,7 @@ def make_model(folder: Path) -> tuple[Any, list[list[float]], list[float]]:
         params={},
     )
     (folder / "package.json").write_bytes(canonical(package))
-    rows = X[:DIFFERENT_ROWS]
+    rows = table[:DIFFERENT_ROWS]
     predictor, _ = load_predictor(folder)
     golden = {
         "rows": rows[:5].tolist(),
@@ -199,7 +199,7 @@ def make_model(folder: Path) -> tuple[Any, list[list[float]], list[float]]:
     }
     (folder / "golden.json").write_bytes(canonical(golden))
     make_linear(folder.parent / "linear", package, rows)
-    return signature, rows.tolist(), estimator.predict_proba(rows)[:, 1].tolist()
+    return rows.tolist(), estimator.predict_proba(rows)[:, 1].tolist()
 
 
 def make_linear(folder: Path, package: Any, rows: Any) -> None:
@@ -349,13 +349,12 @@ def load(contestant: Contestant, *, seconds: float, connections: int, folder: Pa
         }
     )
     pids = contestant.pids()
-    before, began = processor_seconds(pids), time.monotonic()
+    before = processor_seconds(pids)
     said = subprocess.run(
         ["taskset", "-c", CORES["load"], "wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "10s",
          "-s", str(script), f"http://127.0.0.1:{contestant.port}"],
         capture_output=True, text=True, check=True, timeout=seconds + 60,
     )  # fmt: skip
-    del began
     used = processor_seconds(contestant.pids()) - before
     contestant.memory = max(contestant.memory, memory_mb(contestant.pids()))
     result = next(line for line in said.stdout.splitlines() if line.startswith("RESULT")).split()
@@ -399,7 +398,7 @@ def row(contestant: Contestant, connections: int) -> dict[str, Any]:
 
 
 class Keepwell:
-    """One gateway with one worker and an endpoint a mode, beside a stub of no part: the full path, log and all."""
+    """One gateway with one worker and an endpoint a mode: the full path, log and all."""
 
     def __init__(self, artefact: Path, folder: Path) -> None:
         from keepwell.core.records.traffic import BUCKETS, Arm
@@ -542,23 +541,25 @@ def peers(
     ]
     # MLflow's ONNX flavour takes one tensor by its name.
     tensor = [json.dumps({"inputs": {"rows": [row]}}).encode() for row in rows]
-    v2 = [
-        json.dumps(
-            {"inputs": [{"name": "predict", "shape": [1, len(row)], "datatype": "FP64" if form == "native" else "FP32", "data": row,
-                         "parameters": {"content_type": "np"}}],
-             "outputs": [{"name": "predict_proba"}]}
-        ).encode()
-        for form in ("native", "onnx")
-        for row in rows
-    ]  # fmt: skip
+    v2 = {
+        form: [
+            json.dumps({
+                "inputs": [{"name": "predict", "shape": [1, len(row)], "datatype": datatype, "data": row,
+                            "parameters": {"content_type": "np"}}],
+                "outputs": [{"name": "predict_proba"}],
+            }).encode()
+            for row in rows
+        ]
+        for form, datatype in (("native", "FP64"), ("onnx", "FP32"))
+    }  # fmt: skip
     uvicorn = ["-m", "uvicorn", "--workers", "1", "--loop", "uvloop", "--http", "httptools",
                "--no-access-log", "--log-level", "warning", "--host", "127.0.0.1"]  # fmt: skip
     found: list[tuple[str, str, str, Any, Any]] = [
         ("uvicorn", "asgi", "onnx",
-         lambda python, port, form: [python, *uvicorn, "--port", str(port), "asgi_app:app"],
+         lambda python, port, _: [python, *uvicorn, "--port", str(port), "asgi_app:app"],
          ("/predict", by_name, lambda a: json.loads(a)["predictions"], "uvicorn")),
         ("FastAPI", "asgi", "onnx",
-         lambda python, port, form: [python, *uvicorn, "--port", str(port), "fastapi_app:app"],
+         lambda python, port, _: [python, *uvicorn, "--port", str(port), "fastapi_app:app"],
          ("/predict", by_name, lambda a: json.loads(a)["predictions"], "fastapi")),
     ]  # fmt: skip
     if quick:
@@ -590,23 +591,22 @@ def peers(
                 "--env-manager", "local", "--workers", "1"]  # fmt: skip
 
     for form in ("native", "onnx"):
-        part = v2[:DIFFERENT_ROWS] if form == "native" else v2[DIFFERENT_ROWS:]
         found += [
             ("MLServer", "mlserver", form, mlserver,
-             ("/v2/models/bench/infer", part,
+             ("/v2/models/bench/infer", v2[form],
               lambda a: json.loads(a)["outputs"][0]["data"][-1:], "mlserver")),
             ("mlflow models serve", "mlflow", form, mlflow,
              ("/invocations", split if form == "native" else tensor,
               lambda a: _last(json.loads(a)["predictions"]), "mlflow")),
             ("BentoML", "bentoml", form,
-             lambda python, port, form: [python, "-m", "bentoml", "serve", "bento_app:Model", "--port", str(port),
+             lambda python, port, _: [python, "-m", "bentoml", "serve", "bento_app:Model", "--port", str(port),
                                          "--host", "127.0.0.1"],
              ("/predict", as_lists, json.loads, "bentoml")),
             ("LitServe", "litserve", form,
-             lambda python, port, form: [python, "litserve_app.py", str(port)],
+             lambda python, port, _: [python, "litserve_app.py", str(port)],
              ("/predict", single, lambda a: [json.loads(a)["prediction"]], "litserve")),
             ("Ray Serve", "ray", form,
-             lambda python, port, form: [python, "ray_app.py", str(port)],
+             lambda python, port, _: [python, "ray_app.py", str(port)],
              ("/predict", as_lists, lambda a: json.loads(a)["predictions"], "ray")),
         ]  # fmt: skip
     return found
@@ -664,7 +664,7 @@ def main() -> None:
 def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     artefact = folder / "artefact"
     artefact.mkdir()
-    _, rows, expected = make_model(artefact)
+    rows, expected = make_model(artefact)
     shutil.copy(artefact / "model.pkl", artefact / "model.joblib")
     versions = ", ".join(
         version_of(sys.executable, package)
@@ -674,7 +674,11 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     report: dict[str, Any] = {
         "machine": {
             "processor": next(
-                (l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")),
+                (
+                    line.split(":")[1].strip()
+                    for line in Path("/proc/cpuinfo").read_text().splitlines()
+                    if line.startswith("model name")
+                ),
                 platform.processor(),
             ),
             "cores": os.cpu_count(),

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Model(litserve.LitAPI):
-    def setup(self, device):
+    def setup(self, device):  # noqa: ARG002 - the framework's own name
         self.predictor = models.load()
 
     def decode_request(self, request):

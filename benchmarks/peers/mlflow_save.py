@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import mlflow
 
 if os.environ["MODEL_FORM"] == "native":
-    with open(os.environ["MODEL_PICKLE"], "rb") as file:
-        mlflow.sklearn.save_model(
-            pickle.load(file),
-            sys.argv[1],
-            pyfunc_predict_fn="predict_proba",
-            pip_requirements=["scikit-learn"],
-            serialization_format="pickle",
-        )
+    mlflow.sklearn.save_model(
+        pickle.loads(Path(os.environ["MODEL_PICKLE"]).read_bytes()),
+        sys.argv[1],
+        pyfunc_predict_fn="predict_proba",
+        pip_requirements=["scikit-learn"],
+        serialization_format="pickle",
+    )
 else:
     import onnx
 

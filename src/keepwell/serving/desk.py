@@ -539,6 +539,17 @@ class Desk:
             self.meters.answered(name, arm.name, arm.version, "ok", latencies, rows)
             return
         groups: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        if edges[-1] == len(latencies):  # one row a request, mostly
+            for key, latency in zip(
+                zip(answered, tick.statuses or bytes(edges[-1]), strict=True),
+                latencies,
+                strict=True,
+            ):
+                groups.setdefault(key, ([], []))[0].append(latency)
+            for (by, status), (of, _) in groups.items():
+                arm = serving.arms[by].arm
+                self.meters.answered(name, arm.name, arm.version, STATUSES[status], of)
+            return
         for latency, (start, stop) in zip(latencies, pairwise(edges), strict=True):
             statuses = tick.statuses[start:stop] if tick.statuses else bytes(stop - start)
             for key, rows_of in Counter(zip(answered[start:stop], statuses, strict=True)).items():
