@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from importlib.resources import files
@@ -18,7 +20,7 @@ import tritonclient.grpc as triton
 from google.protobuf import descriptor_pb2
 from tests.serving import gateways
 from tests.serving.gateways import Gateway
-from tests.stories.projects import Up, keepwell, with_free_ports
+from tests.stories.projects import keepwell, wait_until, with_free_ports
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
@@ -349,19 +351,25 @@ def test_a_grpc_port_that_another_gateway_has_is_not_shared_unnoticed(speaking):
         reserve("127.0.0.1", int(speaking.grpc.rsplit(":", 1)[1]))
 
 
-@pytest.mark.slow
-def test_the_setting_opens_the_port_of_a_running_project(tmp_path):
+def test_the_setting_opens_the_port_of_a_projects_gateway(tmp_path):
     folder = tmp_path / "project"
     keepwell("init", str(folder), folder=tmp_path)
     with_free_ports(folder)
     with (folder / "keepwell.toml").open("a") as file:
         file.write("grpc_port = 0\n")
-    with Up(folder):
-        said = json.loads((folder / ".keepwell" / "run" / "grpc.json").read_text())
+    command = [sys.executable, "-m", "keepwell.app.processes", "gateway", folder, str(os.getpid())]
+    process = subprocess.Popen(command)
+    try:
+        place = folder / ".keepwell" / "run" / "grpc.json"
+        wait_until(place.exists)
+        said = json.loads(place.read_text())
         with grpc.insecure_channel(said["url"].removeprefix("grpc://")) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             asked = service_pb2.ServerLiveRequest()
-            assert stub.ServerLive(asked, wait_for_ready=True, timeout=20).live
+            assert stub.ServerLive(asked, wait_for_ready=True, timeout=60).live
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def test_without_the_setting_no_port_is_opened():
