@@ -93,6 +93,7 @@ class Contestant:
     versions: str = ""
     rounds: list[dict[str, float]] = field(default_factory=list)
     memory: float = 0.0
+    resident: float = 0.0
 
 
 def take_priority(nice: int) -> None:
@@ -139,13 +140,13 @@ def processor_seconds(pids: list[int]) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def memory_mb(pids: list[int]) -> float:
-    """Add up resident memory, pages that are shared counted once (PSS)."""
+def memory_mb(pids: list[int], kind: str = "Pss") -> float:
+    """Add up memory: ``Pss`` counts pages that processes share once, ``Rss`` each time."""
     total = 0
     for pid in pids:
         try:
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith(f"{kind}:"):
                     total += int(line.split()[1])
         except OSError:
             continue
@@ -357,6 +358,7 @@ def load(contestant: Contestant, *, seconds: float, connections: int, folder: Pa
     )  # fmt: skip
     used = processor_seconds(contestant.pids()) - before
     contestant.memory = max(contestant.memory, memory_mb(contestant.pids()))
+    contestant.resident = max(contestant.resident, memory_mb(contestant.pids(), "Rss"))
     result = next(line for line in said.stdout.splitlines() if line.startswith("RESULT")).split()
     requests, microseconds, refused, broken, p50, p99 = (float(v) for v in result[1:])
     contestant.rounds.append(
@@ -389,6 +391,7 @@ def row(contestant: Contestant, connections: int) -> dict[str, Any]:
         "p50_ms": round(middle["p50_ms"], 2),
         "p99_ms": round(middle["p99_ms"], 2),
         "memory_mb": contestant.memory,
+        "resident_mb": contestant.resident,
         "errors": int(sum(one["errors"] for one in contestant.rounds)),
         "versions": contestant.versions,
         "rounds": [
