@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from tests.stories.projects import flights, keepwell
+from tests.stories.projects import flights, keepwell, shared
 
 
 @pytest.fixture(scope="session")
@@ -52,17 +52,28 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return base.set(database=name).render_as_string(hide_password=False)
 
 
-@pytest.fixture(scope="session")
-def told(tmp_path_factory):
-    """The main job on a month of live traffic, told once: the project's folder and its summary."""
-    folder = flights(tmp_path_factory.mktemp("main") / "flights", replay_until="2013-05-01")
+def tell(folder):
+    flights(folder, replay_until="2013-05-01")
     keepwell("demo", ".", "--exit", "--summary", "summary.json", folder=folder, timeout=400)
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory, worker_id):
+    """The main job on a month of live traffic, told once for all test processes; only to be copied."""
+    return shared(tmp_path_factory, worker_id, "flights-told", tell)
+
+
+@pytest.fixture(scope="session")
+def told(original, tmp_path_factory):
+    """The told project's folder, to be read, and its summary."""
+    folder = tmp_path_factory.mktemp("told") / "flights"
+    shutil.copytree(original, folder)
     return folder, json.loads((folder / "summary.json").read_text())
 
 
 @pytest.fixture
-def copy_of_told(told, tmp_path):
+def copy_of_told(original, tmp_path):
     """A copy of the told project that a test may damage."""
     folder = tmp_path / "flights"
-    shutil.copytree(told[0], folder)
+    shutil.copytree(original, folder)
     return folder

@@ -1,13 +1,13 @@
 """Projects to misuse: one without state, and a copy of one that is trained and released."""
 
 import pytest
-from tests.app.projects import Commands, copied, made, shared, trained
+from tests.app.projects import Commands, copied, made, trained
+from tests.stories.projects import shared
 
 
 @pytest.fixture(scope="session")
 def trained_project(tmp_path_factory, worker_id):
-    root = tmp_path_factory.getbasetemp()
-    return shared(root if worker_id == "master" else root.parent, trained)
+    return shared(tmp_path_factory, worker_id, "tumours", trained)
 
 
 @pytest.fixture

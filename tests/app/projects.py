@@ -1,6 +1,5 @@
 """A small project for wrong use: made by ``keepwell init``, trained and released once, copied for each test."""
 
-import fcntl
 import json
 import re
 import shutil
@@ -96,17 +95,6 @@ def trained(folder):
     released = state.store.find(Release)[0]
     assert released.state == "passed", released
     state.store.close()
-    return folder
-
-
-def shared(root, make):
-    """Make something once for all test processes of this run."""
-    folder = root / "tumours"
-    with (root / "tumours.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / "tumours.made").exists():
-            make(folder)
-            (root / "tumours.made").touch()
     return folder
 
 

@@ -47,18 +47,18 @@ def test_outside_a_project_every_command_says_where_to_go(tmp_path, capsys, monk
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_field(fresh, old, new, status, says):
-    fresh.edit(old, new, "keepwell.toml").fails("status", status=status, says=says)
+    fresh.edit(old, new, "keepwell.toml").fails("train", "--as", "me", status=status, says=says)
 
 
 def test_a_settings_file_that_is_no_text_is_refused(fresh):
     (fresh.folder / "keepwell.toml").write_bytes(b"\xff\xfe\x00[project]")
-    fresh.fails("status", status=2, says=r"keepwell.toml: .*cannot be read")
+    fresh.fails("train", "--as", "me", status=2, says=r"keepwell.toml: .*cannot be read")
 
 
 def test_a_settings_file_that_is_a_folder_is_refused(fresh):
     (fresh.folder / "keepwell.toml").unlink()
     (fresh.folder / "keepwell.toml").mkdir()
-    fresh.fails("status", status=3, says="no keepwell.toml")
+    fresh.fails("train", "--as", "me", status=3, says="no keepwell.toml")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_settings_file_that_is_a_folder_is_refused(fresh):
     ],
 )  # fmt: skip
 def test_a_wrong_module_is_named_with_its_line(fresh, old, new, says):
-    fresh.edit(old, new).fails("status", status=2, says=says)
+    fresh.edit(old, new).fails("train", "--as", "me", status=2, says=says)
 
 
 def test_a_module_without_a_model_is_refused_when_something_needs_one(fresh):
@@ -96,10 +96,10 @@ def test_two_models_need_a_name_and_two_of_one_name_are_refused(fresh):
     module.write_text(text + "\n\n" + second)
     fresh.fails("train", "--as", "me", status=2, says="several models.*'growth', 'tumour'")
     module.write_text(text + "\n\n" + second.replace('"growth"', '"tumour"'))
-    fresh.fails("status", status=2, says=r"tumours\.py:\d+: .*'tumour' is declared twice")
+    fresh.fails("train", "--as", "me", status=2, says=r"tumours\.py:\d+: .*'tumour' is declared twice")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_settings_file_without_the_right_to_read_is_refused(fresh):
     (fresh.folder / "keepwell.toml").chmod(0)
-    fresh.fails("status", status=2, says="cannot be read")
+    fresh.fails("train", "--as", "me", status=2, says="cannot be read")

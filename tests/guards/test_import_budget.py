@@ -20,6 +20,15 @@ BUDGET = {
     # A worker computes and writes its log: no database, no tables, no templates, no engine.
     "a gateway's worker": ("import keepwell.serving.worker", {"httptools", "numpy", "uvloop"}),
     "a gateway's parent": ("import keepwell.serving.gateway", {"numpy"}),
+    # What 'keepwell up' starts, and commands that read the store, need no tables and no user's libraries.
+    "a project's state": (
+        "import keepwell.app.processes, keepwell.app.up",
+        {"cryptography"},
+    ),
+    "the server": (
+        "import keepwell.app.api.server",
+        {"cryptography", "jinja2", "numpy", "starlette"},
+    ),
 }
 """What each entry may hold of EVERYTHING."""
 

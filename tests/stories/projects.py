@@ -1,5 +1,6 @@
 """Projects that the stories are told with: copies of the shipped example and of what ``keepwell init`` makes."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -94,6 +95,20 @@ class Up:
         """Pull the plug on the supervisor; its children must go with it."""
         pull_the_plug(self.process, self.folder)
         self.process.communicate(timeout=20)
+
+
+def shared(factory, worker, name, make):
+    """Make a folder once for all test processes of this run; nobody may change it, so tests copy it."""
+    root = factory.getbasetemp()
+    root = root if worker == "master" else root.parent
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / f"{name}.made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            (root / f"{name}.made").touch()
+    return folder
 
 
 def processes_of(folder):

@@ -23,7 +23,6 @@ from keepwell.core.records.work import Replay
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.services,
-    pytest.mark.xdist_group("main-job"),
     pytest.mark.timeout(500),
 ]
 

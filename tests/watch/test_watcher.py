@@ -32,7 +32,7 @@ from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measure
 from keepwell.core.settings import MonitorSettings
 from keepwell.serving.segments import SegmentLog, SegmentWriter
 from keepwell.watch.health import health
-from keepwell.watch.ledger import totals
+from keepwell.watch.totals import totals
 
 DECAYED = World(slope=-0.5, intercept=0.5)
 

@@ -206,9 +206,3 @@ def _check_model(model: ModelDeclaration) -> None:
             where=where,
             todo="Decorate a function of (predictions, outcomes) with '@<model>.kpi(unit=\"USD\")'.",
         )
-
-
-def load(folder: Path) -> tuple[Settings, Project]:
-    """Read the values and the declarations of the project in this folder."""
-    settings = read_settings(folder)
-    return settings, read_project(folder, settings)

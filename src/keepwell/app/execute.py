@@ -14,7 +14,7 @@ from keepwell.app.wiring import State, open_state
 from keepwell.core.errors import InvalidInput, as_error, near_miss
 from keepwell.core.records.work import Work
 from keepwell.lifecycle.training import fit, take_data
-from keepwell.serving.worker import die_with_parent
+from keepwell.serving.stopping import die_with_parent
 
 
 def _take_data(state: State, work: Work) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from keepwell.app.wiring import State, open_state
 from keepwell.core.errors import KeepwellError, Unavailable
 from keepwell.serving.pool import bind
-from keepwell.serving.worker import die_with_parent
+from keepwell.serving.stopping import die_with_parent
 
 
 def announce(state: State, name: str, url: str) -> None:

@@ -11,7 +11,7 @@ from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import Rollout
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry
 from keepwell.core.records.work import Replay
-from keepwell.watch.ledger import totals
+from keepwell.watch.totals import totals
 
 
 def summarise(state: State, *, endpoint: str, model: str, seconds: float) -> dict[str, Any]:

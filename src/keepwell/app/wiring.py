@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 import keepwell
 from keepwell.adapters.alerts.file import AlertFile
@@ -17,8 +16,7 @@ from keepwell.adapters.blobs.files import FileBlobs
 from keepwell.adapters.executor import ProcessExecutor
 from keepwell.adapters.signing.dsse import DsseSigner, DsseVerifier, has_key, open_signer
 from keepwell.adapters.stores.sql import SqlStore, open_store
-from keepwell.app.config import load
-from keepwell.checks.model.validation import loss_rows
+from keepwell.app.config import read_project, read_settings
 from keepwell.core.clock import SystemClock
 from keepwell.core.errors import Corrupt, Refused
 from keepwell.core.ports.alerts import Channel
@@ -32,23 +30,30 @@ from keepwell.core.records.models import ModelVersion
 from keepwell.core.settings import Settings
 from keepwell.lifecycle.context import Context
 from keepwell.serving.application import HttpApplication
-from keepwell.serving.rollouts import RolloutDriver
-from keepwell.serving.segments import SegmentLog
-from keepwell.serving.stage import GatewayStage
-from keepwell.training.own import money_of
-from keepwell.watch.drills import alert_drill
-from keepwell.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from keepwell.serving.rollouts import RolloutDriver
+    from keepwell.serving.segments import SegmentLog
+    from keepwell.watch.watcher import Watcher
 
 
 class State:
-    """A project's parts, each made when it is first asked for."""
+    """A project's parts, each made when it is first asked for.
 
-    def __init__(self, folder: Path, settings: Settings, project: Project) -> None:
+    The project's own module is one of them, and what only some processes need is imported where it is used: a
+    gateway and a server start, and serve, without the user's code and its libraries.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self.settings = settings
-        self.project = project
         self.clock = SystemClock()
         self.state = folder / settings.store.state
+
+    @cached_property
+    def project(self) -> Project:
+        """What the project's module declares. Raises NotFound, InvalidInput with the user's own line."""
+        return read_project(self.folder, self.settings)
 
     @cached_property
     def store(self) -> SqlStore:
@@ -144,6 +149,8 @@ class State:
     @cached_property
     def log(self) -> SegmentLog:
         """The prediction log, to read."""
+        from keepwell.serving.segments import SegmentLog
+
         return SegmentLog(self.state / "log")
 
     @property
@@ -174,6 +181,8 @@ class State:
     @cached_property
     def rollouts(self) -> RolloutDriver:
         """Starts and drives rollouts."""
+        from keepwell.serving.rollouts import RolloutDriver
+
         return RolloutDriver(
             store=self.store,
             blobs=self.blobs,
@@ -187,6 +196,8 @@ class State:
     @property
     def context(self) -> Context:
         """What releases and activations work with."""
+        from keepwell.serving.stage import GatewayStage
+
         return Context(
             project=self.project,
             settings=self.settings,
@@ -204,6 +215,8 @@ class State:
 
     def watcher(self) -> Watcher:
         """Make the watcher; one process at a time may run it."""
+        from keepwell.watch.watcher import Watcher
+
         return Watcher(
             project=self.project,
             settings=self.settings,
@@ -230,6 +243,8 @@ class _Drills:
         self._state = state
 
     def alert(self, endpoint: str, version: ModelVersion) -> CheckResult:
+        from keepwell.watch.drills import alert_drill
+
         state = self._state
         return alert_drill(
             endpoint,
@@ -250,6 +265,11 @@ def _plain(settings: Any) -> Mapping[str, Any]:
 
 def gain_of(project: Project, model: str, *, metric: str) -> Gain:
     """Give what a decision gains: by the project's KPI in money, or by the proper loss that probabilities earn."""
+    import numpy as np
+
+    from keepwell.checks.model.validation import loss_rows
+    from keepwell.training.own import money_of
+
     declared = project.model(model)
 
     def by_loss(predictions: Any, outcomes: Any) -> Any:
@@ -270,6 +290,5 @@ def store_url(folder: Path, settings: Settings) -> str:
 
 
 def open_state(folder: Path) -> State:
-    """Open the project in a folder. Raises NotFound, InvalidInput for what is wrong with its files."""
-    settings, project = load(folder)
-    return State(folder, settings, project)
+    """Open the project in a folder. Raises NotFound, InvalidInput for what is wrong with its settings."""
+    return State(folder, read_settings(folder))

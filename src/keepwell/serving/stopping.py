@@ -1,12 +1,15 @@
-"""Stopping on a signal, from any process of the product: a pipe, because a signal handler may take no lock."""
+"""How processes end: on a signal, by a pipe (a signal handler may take no lock), and with their parent."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1
 
 
 class StopSignal:
@@ -39,3 +42,10 @@ class StopSignal:
     def listen(self) -> dict[signal.Signals, Any]:
         """End on SIGTERM and SIGINT; give the handlers that stood before. Main thread only."""
         return {n: signal.signal(n, self.set) for n in (signal.SIGTERM, signal.SIGINT)}
+
+
+def die_with_parent(parent: int, *, by: signal.Signals = signal.SIGTERM) -> None:
+    """Let the kernel end this process when its parent dies, whatever ends the parent (Linux, prctl(2))."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:
+        raise SystemExit(0)  # the parent died before the kernel was asked

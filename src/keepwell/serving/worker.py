@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import gc
 import importlib
 import os
@@ -23,19 +22,12 @@ from keepwell.serving.http import Connection, Floor
 from keepwell.serving.meters import Meters
 from keepwell.serving.pool import worker_name
 from keepwell.serving.segments import SegmentWriter
+from keepwell.serving.stopping import die_with_parent
 
 LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 5.0
 SILENT_SECONDS = 0.5
 """So long a worker that drains waits for the first request of a connection."""
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent: int, *, by: signal.Signals = signal.SIGTERM) -> None:
-    """Let the kernel end this process when its parent dies, whatever ends the parent (Linux, prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by)
-    if os.getppid() != parent:
-        raise SystemExit(0)  # the parent died before the kernel was asked
 
 
 async def serve(

@@ -23,9 +23,7 @@ from keepwell.core.records.models import Model, ModelVersion
 from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
-from keepwell.lifecycle.activation import start_activation
 from keepwell.lifecycle.approvals import approve
-from keepwell.lifecycle.release import start_release
 from keepwell.lifecycle.roles import require
 from keepwell.lifecycle.tokens import needs_token, user_of
 from keepwell.watch.health import health
@@ -144,6 +142,8 @@ class Control:
 
     def release(self, request: Request, body: ReleaseRequest) -> Any:
         """Start a release."""
+        from keepwell.lifecycle.release import start_release
+
         return start_release(
             self._state.context, self.version(body.model, body.version), actor=self.actor(request)
         )
@@ -166,6 +166,8 @@ class Control:
 
     def activation(self, request: Request, body: ActivationRequest) -> Any:
         """Start an activation."""
+        from keepwell.lifecycle.activation import start_activation
+
         return start_activation(
             self._state.context,
             self.version(body.model, body.version),

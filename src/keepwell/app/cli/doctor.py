@@ -49,6 +49,7 @@ def run(given: argparse.Namespace) -> int:
     examine("project", project)
     if states:
         state = states[0]
+        examine("module", lambda: "" if state.project.models else "It declares no model.")
         examine(
             "store", lambda: "" if state.store.version() >= 0 else "It has no counter of changes."
         )

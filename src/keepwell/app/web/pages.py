@@ -38,10 +38,8 @@ from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.statements import read_evidence
-from keepwell.lifecycle.cards import write_card
 from keepwell.serving.rollouts import describe_plan, latest_plan
 from keepwell.watch.health import health
-from keepwell.watch.ledger import totals
 
 _HERE = Path(__file__).parent
 PAGE = 200
@@ -96,6 +94,8 @@ class Pages:
 
     def overview(self, request: Request) -> Response:
         """What serves and what is under way."""
+        from keepwell.watch.totals import totals
+
         store = self._state.store
         entries = store.find(LedgerEntry)
         endpoints = []
@@ -160,7 +160,6 @@ class Pages:
         entry = store.get(CatalogueEntry, name)
         # The catalogue's card is of the version last proposed; readers ask about the one that serves.
         shown = next((v for v in versions if v.state == "active"), versions[0])
-        known = name in self._state.project.models
         return self.render(
             "model.html",
             request,
@@ -168,9 +167,18 @@ class Pages:
             versions=versions,
             entry=entry,
             shown=shown,
-            card=write_card(self._state.context, shown) if known else "",
+            card=self._card(shown),
             sets={t.content: t for t in store.find(TrainingSet, {"model": name})},
         )
+
+    def _card(self, version: ModelVersion) -> str:
+        """Read the card that the version's own activation put into the catalogue; before one, there is none."""
+        which = {"model": version.model, "version": version.version, "step": ACTIVATION_STEPS[0]}
+        for step in self._state.store.find(StepResult, which, order=["-started"], limit=1):
+            for result in step.results:
+                if "card" in result.measured:
+                    return self._state.blobs.get(str(result.measured["card"])).decode()
+        return ""
 
     def endpoint(self, request: Request) -> Response:
         """One endpoint: live traffic, rollouts, and what served when."""
@@ -274,6 +282,8 @@ class Pages:
 
     def ledger(self, request: Request) -> Response:
         """What was earned."""
+        from keepwell.watch.totals import totals
+
         entries = self._state.store.find(LedgerEntry, order=["start", "version"])
         points = [Point(e.end, e.difference, e.low, e.high) for e in entries]
         return self.render(
