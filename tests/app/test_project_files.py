@@ -96,7 +96,9 @@ def test_two_models_need_a_name_and_two_of_one_name_are_refused(fresh):
     module.write_text(text + "\n\n" + second)
     fresh.fails("train", "--as", "me", status=2, says="several models.*'growth', 'tumour'")
     module.write_text(text + "\n\n" + second.replace('"growth"', '"tumour"'))
-    fresh.fails("train", "--as", "me", status=2, says=r"tumours\.py:\d+: .*'tumour' is declared twice")
+    fresh.fails(
+        "train", "--as", "me", status=2, says=r"tumours\.py:\d+: .*'tumour' is declared twice"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
