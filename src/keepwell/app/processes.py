@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +26,9 @@ def announce(state: State, name: str, url: str) -> None:
     temporary.replace(folder / f"{name}.json")
 
 
+PATIENCE_SECONDS = 3.0
+
+
 def port_for(state: State, name: str, declared: int) -> int:
     """Give the port to bind: a process begun again after a crash comes back to where its callers knew it."""
     if declared:
@@ -32,10 +36,17 @@ def port_for(state: State, name: str, declared: int) -> int:
     try:
         said = msgspec.json.decode((state.state / "run" / f"{name}.json").read_bytes())
         before = urlsplit(said["url"]).port or 0
-        bind(state.settings.server.host, before).close()
-    except (OSError, KeyError, ValueError, msgspec.DecodeError, Unavailable):
-        return 0  # the first start, or somebody else took the port meanwhile
-    return before
+    except (OSError, KeyError, ValueError, msgspec.DecodeError):
+        return 0  # the first start
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            bind(state.settings.server.host, before).close()
+        except Unavailable:
+            time.sleep(0.05)  # workers of the one that died still let go of it
+        else:
+            return before
+    return 0  # somebody else took it meanwhile
 
 
 def run_gateway_process(state: State) -> None:

@@ -29,7 +29,8 @@ class Predictor(Protocol):
     def predict(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Predict rows, shape (n, d), in the order of the signature.
 
-        Rows are float64 with NaN for missing where every input is a number, objects with None otherwise.
+        Rows are float64 (float32 where the caller sent tensors in single precision) with NaN for missing where
+        every input is a number, objects with None otherwise.
         Gives shape (n,) for regression and binary tasks (probability of the positive class), (n, k) for
         multiclass.
         """

@@ -64,7 +64,8 @@ class NativePredictor:
 
     def predict(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """See ``keepwell.training.predictors.Predictor``."""
-        given: Any = rows
+        # Estimators may go on in the precision that they are given; they were judged in the double one.
+        given: Any = rows.astype(np.float64) if rows.dtype == np.float32 else rows
         if self._framed:
             given = frame_of(rows, signature=self._signature)
         return estimator_output(self._estimator, given, signature=self._signature)
