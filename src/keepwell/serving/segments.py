@@ -8,11 +8,12 @@ where the reader finds and reports it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from keepwell.core.errors import Unavailable
 from keepwell.core.ports.predictionlog import LogBatch
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.serving.batches import Batch
+from keepwell.serving.manifest import Manifest, ManifestFile, is_whole
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _HEAD = struct.Struct("<II")
@@ -134,6 +136,8 @@ class SegmentWriter:
         self._part += 1
         path = self._folder / f"{self._name}-{self._part:04d}.seg"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+        # Held until the file is closed, by whatever end: so compaction knows which files are still written to.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         self._size = 0
         self._made = self._part
 
@@ -151,56 +155,117 @@ def _frame(kind: int, content: object) -> bytes:
     return b"%s%s" % (_HEAD.pack(len(payload), zlib.crc32(payload)), payload)
 
 
-class SegmentLog:
-    """Reads all segments of a folder. Implements ``keepwell.core.ports.predictionlog.PredictionLog``.
+def read_frames(
+    path: Path, start: int, torn: list[str]
+) -> Iterator[tuple[int, Sequence[Prediction], Sequence[Outcome]]]:
+    """Give the records of each whole frame after ``start``, with the byte at which it ends.
 
-    Records of one decision id may come twice, when a caller repeated a request whose answer was lost in a
+    A frame that is cut off or changed ends the reading and is told in ``torn``. Raises FileNotFoundError.
+    """
+    end = start
+    with path.open("rb") as file:
+        file.seek(start)
+        while head := file.read(_HEAD.size):
+            if len(head) < _HEAD.size:
+                torn.append(f"{path.name} at byte {end}: the last frame is cut off")
+                return
+            length, crc = _HEAD.unpack(head)
+            payload = file.read(length)
+            if len(payload) < length:
+                torn.append(f"{path.name} at byte {end}: the last frame is cut off")
+                return
+            if zlib.crc32(payload) != crc:
+                torn.append(f"{path.name} at byte {end}: a frame does not match its checksum")
+                return
+            end += _HEAD.size + length
+            if payload[1] == 2:
+                yield end, _batches.decode(payload)[1].expand(), ()
+            elif payload[1] == 0:
+                yield end, _predictions.decode(payload)[1], ()
+            else:
+                yield end, (), _outcomes.decode(payload)[1]
+
+
+class SegmentLog:
+    """Reads a log folder: its segments, and those that became Parquet where a cursor is not past them.
+
+    Implements ``keepwell.core.ports.predictionlog.PredictionLog``. Whether a segment was compacted shows in nothing that
+    is read. Records of one decision id may come twice, when a caller repeated a request whose answer was lost in a
     crash: the first one counts.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._manifest = ManifestFile(folder)
+        self._whole: set[str] = set()
+        """Parts that were compared with their checksums."""
 
     def read(self, cursor: Mapping[str, int], *, limit: int = 50_000) -> LogBatch:
-        """See ``keepwell.core.ports.predictionlog.PredictionLog``."""
-        predictions: list[Prediction] = []
-        outcomes: list[Outcome] = []
-        torn: list[str] = []
-        places = dict(cursor)
-        for path in sorted(self._folder.glob("*.seg")):
-            start = places.get(path.name, 0)
-            if path.stat().st_size <= start or len(predictions) + len(outcomes) >= limit:
-                continue
-            end = start
-            with path.open("rb") as file:
-                file.seek(start)
-                while len(predictions) + len(outcomes) < limit:
-                    head = file.read(_HEAD.size)
-                    if len(head) < _HEAD.size:
-                        if head:
-                            torn.append(f"{path.name} at byte {end}: the last frame is cut off")
-                        break
-                    length, crc = _HEAD.unpack(head)
-                    payload = file.read(length)
-                    if len(payload) < length:
-                        torn.append(f"{path.name} at byte {end}: the last frame is cut off")
-                        break
-                    if zlib.crc32(payload) != crc:
-                        torn.append(
-                            f"{path.name} at byte {end}: a frame does not match its checksum"
-                        )
-                        break
-                    if payload[1] == 2:
-                        predictions.extend(_batches.decode(payload)[1].expand())
-                    elif payload[1] == 0:
-                        predictions.extend(_predictions.decode(payload)[1])
-                    else:
-                        outcomes.extend(_outcomes.decode(payload)[1])
-                    end += _HEAD.size + length
-            places[path.name] = end
+        """See ``keepwell.core.ports.predictionlog.PredictionLog``. Raises Corrupt if the manifest is damaged."""
+        reading = _Reading(dict(cursor), limit)
+        # The folder first: a segment that is removed later is in the manifest that is read after it.
+        names = {path.name for path in self._folder.glob("*.seg")}
+        held = self._manifest.read()
+        for name in sorted(names | held.segments.keys()):
+            start = reading.places.get(name, 0)
+            if reading.full:
+                break
+            if name not in held.segments:
+                try:
+                    self._read_segment(name, start, reading)
+                except FileNotFoundError:
+                    held = self._manifest.read()
+            if name in held.segments and held.segments[name] > start:
+                self._read_compacted(name, start, held, reading)
         return LogBatch(
-            predictions=tuple(predictions),
-            outcomes=tuple(outcomes),
-            cursor=places,
-            torn=tuple(torn),
+            predictions=tuple(reading.predictions),
+            outcomes=tuple(reading.outcomes),
+            cursor=reading.places,
+            torn=tuple(reading.torn),
         )
+
+    def _read_segment(self, name: str, start: int, reading: _Reading) -> None:
+        path = self._folder / name
+        if path.stat().st_size <= start:
+            return
+        end = start
+        for end, predictions, outcomes in read_frames(path, start, reading.torn):
+            reading.predictions.extend(predictions)
+            reading.outcomes.extend(outcomes)
+            if reading.full:
+                break
+        reading.places[name] = end
+
+    def _read_compacted(self, name: str, start: int, held: Manifest, reading: _Reading) -> None:
+        from keepwell.serving import parts as tables  # noqa: PLC0415 - a gateway never reads, and starts without polars
+
+        folder = self._manifest.folder
+        found = [part for part in held.parts if name in part.segments]
+        for part in [part for part in found if part.path not in self._whole]:
+            if is_whole(folder / part.path, part):
+                self._whole.add(part.path)
+            else:
+                reading.torn.append(f"{name}: its compacted part {part.path} is not as it was written")
+                found.remove(part)
+        ends = tables.read_places(folder, found, name, start)
+        left = reading.limit - len(reading.predictions) - len(reading.outcomes)
+        end = ends[left - 1] if len(ends) > left else held.segments[name]
+        predictions, outcomes = tables.read_records(folder, found, name, start, end)
+        reading.predictions.extend(predictions)
+        reading.outcomes.extend(outcomes)
+        reading.places[name] = end
+
+
+class _Reading:
+    """What one call has read so far."""
+
+    def __init__(self, places: dict[str, int], limit: int) -> None:
+        self.places = places
+        self.limit = limit
+        self.predictions: list[Prediction] = []
+        self.outcomes: list[Outcome] = []
+        self.torn: list[str] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self.predictions) + len(self.outcomes) >= self.limit
