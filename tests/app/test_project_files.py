@@ -43,6 +43,8 @@ def test_outside_a_project_every_command_says_where_to_go(tmp_path, capsys, monk
         ('roles = ["approver"]', 'roles = ["aprover"]', 2, r"users.*roles.*'aprover'.*Did you mean 'approver'"),
         ('model = "tumour"', 'model = "tumor"', 2, r"'tumor'.*Did you mean 'tumour'\?"),
         ('module = "tumours"', 'module = "tumors"', 3, r"'tumors' does not exist.*Did you mean 'tumours'\?"),
+        ('model = "tumour"', 'model = "tumour"\noutcome_expires = "soon"', 2, r"tumour\.outcome_expires.*'soon'.*duration"),
+        ('model = "tumour"', 'model = "tumour"\ndefault_outcome = 0', 2, r"tumour\.outcome_expires.*no decision would ever get"),
         ("[policy]", "[store]\nurl = 'mysql://x'\n[policy]", 2, r"mysql.*sqlite"),
     ],
 )  # fmt: skip

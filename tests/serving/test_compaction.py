@@ -200,7 +200,9 @@ def test_a_process_that_stops_at_any_step_leaves_every_record_in_force_once(tmp_
             assert everything(folder) == before, f"step {step}"
             found = reader.read(start)
             assert len(found.predictions) == 9 - 2, "also for a reader that was under way"
-            left_as.add((len(list(folder.glob("*.seg"))), len(ManifestFile(folder).read().segments)))
+            left_as.add(
+                (len(list(folder.glob("*.seg"))), len(ManifestFile(folder).read().segments))
+            )
             Compactor(folder).run(read)
             assert everything(folder) == before
             assert list(folder.glob("*.seg")) == []
@@ -366,6 +368,7 @@ def test_parts_are_parquet_by_endpoint_and_day_that_other_tools_read(tmp_path):
     )
     assert sorted(found["endpoint"].unique()) == ["e", "f"]
     assert found.schema["f0"] == pl.Float64
-    assert (found.schema["f2"], found.schema["f3"]) == (pl.String, pl.Boolean)
+    assert found.schema["f2"] == pl.String
+    assert found.schema["f3"] == pl.Boolean
     assert manifest.day_of(0) == "1970-01-01"
     assert (tmp_path / "compacted" / "endpoint=e" / "day=1970-01-02").is_dir()

@@ -54,14 +54,23 @@ def read_settings(folder: Path) -> Settings:
         settings = msgspec.convert(values, type=Settings)
     except msgspec.ValidationError as error:
         raise _wrong_value(path, str(error)) from error
-    for table, field in DURATIONS:
-        given = getattr(getattr(settings, table), field)
+    lengths = {
+        f"{table}.{field}": getattr(getattr(settings, table), field) for table, field in DURATIONS
+    }
+    for name, endpoint in settings.endpoints.items():
+        place = f"endpoints.{name}.outcome_expires"
+        lengths[place] = endpoint.outcome_expires
+        if endpoint.default_outcome is not None and not endpoint.outcome_expires:
+            raise InvalidInput(
+                f"The endpoint {name!r} has a default outcome that no decision would ever get.",
+                where=f"{path}: {place}",
+                todo="Say after how long a decision without an outcome gets it, for example '30d'.",
+            )
+    for place, given in lengths.items():
         try:
             duration(given or "0s")
         except InvalidInput as error:
-            raise InvalidInput(
-                error.what, where=f"{path}: {table}.{field}", todo=error.todo
-            ) from error
+            raise InvalidInput(error.what, where=f"{path}: {place}", todo=error.todo) from error
     if settings.server.port and settings.server.port == settings.server.gateway_port:
         raise InvalidInput(
             f"The server and the gateway have one port, {settings.server.port}.",

@@ -17,8 +17,8 @@ from keepwell.adapters.executor import ProcessExecutor
 from keepwell.adapters.signing.dsse import DsseSigner, DsseVerifier, has_key, open_signer
 from keepwell.adapters.stores.sql import SqlStore, open_store
 from keepwell.app.config import read_project, read_settings
-from keepwell.core.clock import SystemClock
-from keepwell.core.errors import Corrupt, Refused
+from keepwell.core.clock import SystemClock, Time, duration
+from keepwell.core.errors import Corrupt, NotFound, Refused, near_miss
 from keepwell.core.ports.alerts import Channel
 from keepwell.core.ports.engine import Engine
 from keepwell.core.ports.rollouts import Gain
@@ -32,6 +32,8 @@ from keepwell.lifecycle.context import Context
 from keepwell.serving.application import HttpApplication
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from keepwell.serving.rollouts import RolloutDriver
     from keepwell.serving.segments import SegmentLog
     from keepwell.watch.watcher import Watcher
@@ -152,6 +154,26 @@ class State:
         from keepwell.serving.segments import SegmentLog
 
         return SegmentLog(self.state / "log")
+
+    def decisions(self, endpoint: str, *, since: Time, until: Time) -> pl.DataFrame:
+        """Give an endpoint's decisions with their outcomes, by its own settings. Raises NotFound, Corrupt."""
+        from keepwell.serving.decisions import read_decisions
+
+        given = self.settings.endpoints.get(endpoint)
+        if given is None:
+            raise NotFound(
+                f"There is no endpoint {endpoint!r}.",
+                todo=near_miss(endpoint, self.settings.endpoints),
+            )
+        return read_decisions(
+            self.state / "log",
+            endpoint,
+            since,
+            until,
+            expires=duration(given.outcome_expires) if given.outcome_expires else None,
+            default=given.default_outcome,
+            now=self.clock.now(),
+        )
 
     @property
     def gateway_url(self) -> str:

@@ -115,6 +115,10 @@ class EndpointSettings(Values, frozen=True, kw_only=True):
     """When a record is on disk: before the answer (``sync``), or about 10 ms later (``group``, ``sampled``)."""
     time: str = ""
     """Request field with the event time; empty: time of arrival."""
+    outcome_expires: str = ""
+    """Time after a decision from which its outcome does not count any more where decisions are read; empty: never."""
+    default_outcome: float | None = None
+    """What a decision without an outcome counts as once it has expired; not set: as unknown."""
 
 
 class RolloutSettings(Values, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -153,13 +153,13 @@ class _Reading:
         chunk: dict[_Group, tuple[list[Place], list[Prediction | Outcome]]] = {}
         torn: list[str] = []
         count = end = 0
+        name = path.name
         for end, predictions, outcomes in read_frames(path, 0, torn):
-            for kind, records in (("predictions", predictions), ("outcomes", outcomes)):
-                for row, record in enumerate(records):
-                    key: _Group = (kind, record.endpoint, record.time // DAY)  # type: ignore[assignment]
-                    places, kept = chunk.setdefault(key, ([], []))
-                    places.append(Place(path.name, end, row))
-                    kept.append(record)
+            for kind, row, record in _numbered(predictions, outcomes):
+                key: _Group = (kind, record.endpoint, record.time // DAY)
+                places, kept = chunk.setdefault(key, ([], []))
+                places.append(Place(name, end, row))
+                kept.append(record)
             count += len(predictions) + len(outcomes)
             if count >= CHUNK:
                 _pour(chunk, taken)
@@ -177,6 +177,15 @@ class _Reading:
         """Give one table a file."""
         for key, tables in sorted(self._tables.items()):
             yield key, stack(tables)
+
+
+def _numbered(
+    predictions: Sequence[Prediction], outcomes: Sequence[Outcome]
+) -> Iterator[tuple[Kind, int, Prediction | Outcome]]:
+    for row, prediction in enumerate(predictions):
+        yield "predictions", row, prediction
+    for row, outcome in enumerate(outcomes):
+        yield "outcomes", row, outcome
 
 
 def _pour(

@@ -43,8 +43,9 @@ def read_decisions(
 ) -> pl.DataFrame:
     """Give the decisions of an endpoint with ``since <= time < until``, a row each, in the order of time and id.
 
-    Columns are the fields of a prediction, its features as ``f0``, ``f1``, ... and ``outcome``, ``outcome_time`` and ``defaulted``.
-    Mirrored answers are left out. Of one id the first answer that came counts; a refusal or an error only if none did.
+    Columns are the fields of a prediction, its features as ``f0``, ``f1``, ... and ``outcome``, ``outcome_time`` and
+    ``defaulted``. Mirrored answers are left out. Of one id the first answer that came counts; a refusal or an error
+    only if none did.
 
     Of several outcomes the earliest known counts, as it does for the watcher. (Within one window the watcher takes what
     was logged first; here it is the earlier time, then the earlier arrival.) NaN is no outcome. ``expires`` is the time
@@ -65,15 +66,18 @@ def read_decisions(
     manifest = ManifestFile(folder).read()
     tables: dict[Kind, list[pl.DataFrame]] = {"predictions": [], "outcomes": []}
     ranges = {"predictions": (since - REPEAT, until + REPEAT), "outcomes": (since - EARLY, last)}
+    read: list[str] = []
     for name in names:
         if name not in manifest.segments:
             try:
                 for kind, table in _segment_tables(folder / name, endpoint):
                     tables[kind].append(_within(table, *ranges[kind]))
+                read.append(name)
             except FileNotFoundError:
                 manifest = ManifestFile(folder).read()
     for kind, table in _part_tables(folder, manifest, endpoint, ranges):
-        tables[kind].append(table)
+        # A manifest that was read again may name segments that were read as such before.
+        tables[kind].append(table.filter(~pl.col("segment").is_in(read)))
     predictions = stack([prediction_table([], []), *tables["predictions"]])
     outcomes = stack([outcome_table([], []), *tables["outcomes"]])
     chosen = _first(predictions).filter(pl.col("time").is_between(since, until, closed="left"))

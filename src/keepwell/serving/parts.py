@@ -1,8 +1,9 @@
 """Log records as Parquet and back: typed columns, from which the very records can be made again.
 
 Beside its fields a row has its place in the log: the segment, the byte at which its frame ended there, and its number
-in the frame. Features are columns ``f0``, ``f1``, ... in the order of the signature, ``width`` of them in a row. A column has
-the type that all its values share (whole numbers among decimals become decimals); where they share none, it is MessagePack.
+in the frame. Features are columns ``f0``, ``f1``, ... in the order of the signature, ``width`` of them in a row. A
+column has the type that all its values share (whole numbers among decimals become decimals); where they share none,
+it is MessagePack.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ EXACT = 2**53
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _FIELDS: dict[str, Any] = {
-    "id": pl.String, "time": pl.Int64, "arrived": pl.Int64, "unit": pl.String, "arms": pl.List(pl.String), "arm": pl.String,
-    "propensity": pl.Float64, "mirror": pl.Boolean, "plan": pl.Int64, "version": pl.Int64, "artefact": pl.String,
-    "latency": pl.Int64, "status": pl.String, "error": pl.String,
+    "id": pl.String, "time": pl.Int64, "arrived": pl.Int64, "unit": pl.String, "arms": pl.List(pl.String),
+    "arm": pl.String, "propensity": pl.Float64, "mirror": pl.Boolean, "plan": pl.Int64, "version": pl.Int64,
+    "artefact": pl.String, "latency": pl.Int64, "status": pl.String, "error": pl.String,
 }  # fmt: skip
 _OUTCOME: dict[str, Any] = {
     "id": pl.String,
@@ -46,9 +47,7 @@ class Place(NamedTuple):
 
 def prediction_table(places: Sequence[Place], records: Sequence[Prediction]) -> pl.DataFrame:
     """Make a table of predictions of one endpoint, a row each."""
-    columns = _placed(places)
-    for name, dtype in _FIELDS.items():
-        columns.append(pl.Series(name, [getattr(r, name) for r in records], dtype=dtype))
+    columns = _placed(places) + _fields(records, Prediction, _FIELDS)
     columns.append(column_of("output", [r.output for r in records]))
     widths = [len(r.features) for r in records]
     columns.append(pl.Series("width", widths, dtype=pl.Int32))
@@ -57,23 +56,41 @@ def prediction_table(places: Sequence[Place], records: Sequence[Prediction]) -> 
         rows: Sequence[Sequence[Any]] = [r.features for r in records]
     else:
         rows = [(*r.features, *[None] * (most - len(r.features))) for r in records]
-    columns += [column_of(f"f{i}", list(values)) for i, values in enumerate(zip(*rows, strict=True))]
+    columns += [
+        column_of(f"f{i}", list(values)) for i, values in enumerate(zip(*rows, strict=True))
+    ]
     return pl.DataFrame(columns)
 
 
 def outcome_table(places: Sequence[Place], records: Sequence[Outcome]) -> pl.DataFrame:
     """Make a table of outcomes of one endpoint, a row each."""
-    columns = _placed(places)
-    for name, dtype in _OUTCOME.items():
-        columns.append(pl.Series(name, [getattr(r, name) for r in records], dtype=dtype))
-    return pl.DataFrame(columns)
+    return pl.DataFrame(_placed(places) + _fields(records, Outcome, _OUTCOME))
 
 
 def _placed(places: Sequence[Place]) -> list[pl.Series]:
+    columns = zip(*places, strict=True) if places else ([] for _ in PLACE)
     return [
-        pl.Series(name, [place[i] for place in places], dtype=dtype)
-        for i, (name, dtype) in enumerate(PLACE.items())
+        pl.Series(name, values, dtype=dtype)
+        for (name, dtype), values in zip(PLACE.items(), columns, strict=True)
     ]
+
+
+def _fields(
+    records: Sequence[msgspec.Struct], kind: type[msgspec.Struct], wanted: dict[str, Any]
+) -> list[pl.Series]:
+    names = kind.__struct_fields__
+    rows = zip(*map(msgspec.structs.astuple, records), strict=True)
+    values = dict(zip(names, rows, strict=True)) if records else dict.fromkeys(names, ())
+    return [_field(name, values[name], dtype) for name, dtype in wanted.items()]
+
+
+def _field(name: str, values: Sequence[Any], dtype: Any) -> pl.Series:
+    if not isinstance(dtype, pl.List):
+        return pl.Series(name, values, dtype=dtype)
+    # Lists are slow to convert one by one, and there are few that differ.
+    different = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    lists = pl.Series(name, [list(value) for value in different], dtype=dtype)
+    return lists.gather([different[value] for value in values])
 
 
 def column_of(name: str, values: Sequence[Any]) -> pl.Series:
@@ -115,12 +132,9 @@ def stack(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _shared(name: str, tables: Sequence[pl.DataFrame]) -> Any:
-    found = [
-        column
-        for column in (table.get_column(name) for table in tables if name in table.columns)
-        if column.null_count() < len(column) or column.dtype not in {pl.Float64, pl.Null}
-    ]
-    dtypes = {column.dtype for column in found}
+    given = [table.get_column(name) for table in tables if name in table.columns]
+    found = [column for column in given if column.null_count() < len(column)]
+    dtypes = {column.dtype for column in found or given[:1]}
     if len(dtypes) == 1:
         return dtypes.pop()
     if dtypes == {pl.Int64, pl.Float64}:
@@ -128,7 +142,7 @@ def _shared(name: str, tables: Sequence[pl.DataFrame]) -> Any:
             column.is_between(-EXACT, EXACT).all() for column in found if column.dtype == pl.Int64
         )
         return pl.Float64 if exact else pl.Binary
-    return pl.Binary if dtypes else pl.Float64
+    return pl.Binary
 
 
 def _cast(table: pl.DataFrame, name: str, dtype: Any) -> pl.Series:
@@ -204,7 +218,9 @@ def predictions_of(table: pl.DataFrame, endpoint: str) -> list[Prediction]:
 
 def outcomes_of(table: pl.DataFrame, endpoint: str) -> list[Outcome]:
     """Make the records of a table of outcomes."""
-    return [Outcome(endpoint=endpoint, **row) for row in table.select(*_OUTCOME).iter_rows(named=True)]
+    return [
+        Outcome(endpoint=endpoint, **row) for row in table.select(*_OUTCOME).iter_rows(named=True)
+    ]
 
 
 def is_feature(name: str) -> bool:

@@ -189,8 +189,8 @@ def read_frames(
 class SegmentLog:
     """Reads a log folder: its segments, and those that became Parquet where a cursor is not past them.
 
-    Implements ``keepwell.core.ports.predictionlog.PredictionLog``. Whether a segment was compacted shows in nothing that
-    is read. Records of one decision id may come twice, when a caller repeated a request whose answer was lost in a
+    Implements ``keepwell.core.ports.predictionlog.PredictionLog``. Whether a segment was compacted shows in nothing
+    that is read. Records of one decision id may come twice, when a caller repeated a request whose answer was lost in a
     crash: the first one counts.
     """
 
@@ -228,13 +228,13 @@ class SegmentLog:
         path = self._folder / name
         if path.stat().st_size <= start:
             return
-        end = start
+        reading.places[name] = start
         for end, predictions, outcomes in read_frames(path, start, reading.torn):
             reading.predictions.extend(predictions)
             reading.outcomes.extend(outcomes)
+            reading.places[name] = end
             if reading.full:
                 break
-        reading.places[name] = end
 
     def _read_compacted(self, name: str, start: int, held: Manifest, reading: _Reading) -> None:
         from keepwell.serving import parts as tables  # noqa: PLC0415 - a gateway never reads, and starts without polars
@@ -245,7 +245,9 @@ class SegmentLog:
             if is_whole(folder / part.path, part):
                 self._whole.add(part.path)
             else:
-                reading.torn.append(f"{name}: its compacted part {part.path} is not as it was written")
+                reading.torn.append(
+                    f"{name}: its compacted part {part.path} is not as it was written"
+                )
                 found.remove(part)
         ends = tables.read_places(folder, found, name, start)
         left = reading.limit - len(reading.predictions) - len(reading.outcomes)
