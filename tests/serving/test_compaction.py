@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepwell.core.clock import DAY
-from keepwell.core.errors import Conflict
+from keepwell.core.errors import Conflict, Corrupt
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.serving import compaction, manifest, segments
 from keepwell.serving.compaction import Compactor
@@ -372,3 +372,13 @@ def test_parts_are_parquet_by_endpoint_and_day_that_other_tools_read(tmp_path):
     assert found.schema["f3"] == pl.Boolean
     assert manifest.day_of(0) == "1970-01-01"
     assert (tmp_path / "compacted" / "endpoint=e" / "day=1970-01-02").is_dir()
+
+
+def test_a_table_that_parquet_does_not_give_back_removes_nothing(tmp_path, monkeypatch):
+    three_segments(tmp_path)
+    read = read_by_all(tmp_path)
+    real = pl.read_parquet
+    monkeypatch.setattr(pl, "read_parquet", lambda *given: real(*given).reverse())
+    with pytest.raises(Corrupt, match="other than it went in"):
+        Compactor(tmp_path).run(read)
+    assert len(list(tmp_path.glob("*.seg"))) == 3

@@ -52,7 +52,8 @@ def read_decisions(
     after a decision from which outcomes do not count; a decision without one that is that old at ``now`` has the
     outcome ``default``.
 
-    A feature whose type changes between versions is JSON text. Raises Corrupt if a part is not as it was written.
+    A feature whose type changes between versions is JSON text. What stands behind the torn place of a segment is left
+    out, as ``SegmentLog`` does and tells. Raises Corrupt if a part is not as it was written.
     """
     if default is not None and (expires is None or now is None):
         raise InvalidInput(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import polars as pl
 
+from keepwell.core.errors import Corrupt
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.serving.manifest import Part
 
@@ -157,12 +158,15 @@ def _cast(table: pl.DataFrame, name: str, dtype: Any) -> pl.Series:
 
 
 def parquet_of(table: pl.DataFrame) -> bytes:
-    """Write a table. What is written has been read back and compared, because its segments will be removed."""
+    """Write a table, and compare what is read back, because its segments will be removed. Raises Corrupt."""
     buffer = io.BytesIO()
     table.write_parquet(buffer, compression="zstd", compression_level=3, row_group_size=100_000)
     content = buffer.getvalue()
     if not pl.read_parquet(io.BytesIO(content)).equals(table):
-        raise AssertionError("Parquet gave back another table than was written.")
+        raise Corrupt(
+            "A table came back from Parquet other than it went in.",
+            todo="The segments stay as they are; report it, with one of them.",
+        )
     return content
 
 
