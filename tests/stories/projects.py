@@ -68,6 +68,7 @@ class Up:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,
         )
 
     def __enter__(self):
@@ -85,7 +86,14 @@ class Up:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=40)
+        if self.process.stdout is not None and not self.process.stdout.closed:
+            self.process.communicate(timeout=40)
+
+    def interrupt(self):
+        """Press Ctrl-C, as a terminal does for everything in the foreground; give the exit status and what was said."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        _, said = self.process.communicate(timeout=40)
+        return self.process.returncode, said
 
     def children(self):
         """The processes under it, by name of their entry."""

@@ -59,6 +59,9 @@ def test_init_train_release_approve_activate_and_serve(tmp_path):
         assert 0.5 < answers[0]["prediction"] <= 1
         with urllib.request.urlopen(f"{up.dashboard}/", timeout=10) as page:
             assert label in page.read().decode()
+        status, said = up.interrupt()
+        assert (status, "Traceback" in said) == (0, False), said
+        assert not up.children()
     status = json.loads(keepwell("status", "--json", folder=folder).stdout)
     assert status["plans"]["tumour"]["arms"][0]["version"] == released[0]
 

@@ -95,6 +95,8 @@ class Supervisor:
             ],
             stdin=subprocess.DEVNULL,
             env=environment,
+            # A terminal's Ctrl-C goes to a whole group: only this process hears it, and ends the others in order.
+            process_group=0,
         )
         self._started[name] = time.monotonic()
 
