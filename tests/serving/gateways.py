@@ -23,6 +23,7 @@ from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.segments import SegmentLog
+from keepwell.serving.terms import Terms
 from keepwell.training.predictors import load_predictor
 
 COLUMNS: dict[str, Dtype] = {"x": "float64", "flag": "bool", "dep delay": "float64"}
@@ -99,7 +100,9 @@ def endpoint(name: str = "e", *, arms: Sequence[Arm], **fields: Any) -> Endpoint
 class Gateway:
     """A pool on a free port."""
 
-    def __init__(self, folder: Path, *, workers: int, grpc: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, workers: int, grpc: bool = False, terms: Terms | None = None
+    ) -> None:
         self.shelf = Shelf(folder / "editions")
         self.log = folder / "log"
         self._listening = bind("127.0.0.1", 0)
@@ -113,6 +116,7 @@ class Gateway:
             meters=folder / "meters",
             workers=workers,
             grpc=self.grpc,
+            terms=terms,
         )
         self.application = HttpApplication(f"http://127.0.0.1:{self.port}", timeout=20)
         self.number = 0
@@ -172,8 +176,10 @@ class Gateway:
 
 
 @contextmanager
-def running(folder: Path, *, workers: int = 1, grpc: bool = False) -> Iterator[Gateway]:
-    gateway = Gateway(folder, workers=workers, grpc=grpc)
+def running(
+    folder: Path, *, workers: int = 1, grpc: bool = False, terms: Terms | None = None
+) -> Iterator[Gateway]:
+    gateway = Gateway(folder, workers=workers, grpc=grpc, terms=terms)
     try:
         yield gateway
     finally:

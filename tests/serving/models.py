@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,19 @@ class NanOnNegative(Doubling):
 
     def predict(self, rows: Floats) -> Floats:
         return np.where(rows[:, 0] < 0, np.nan, super().predict(rows))
+
+
+class SlowByRow(Doubling):
+    """Takes 10 ms a row."""
+
+    def predict(self, rows: Floats) -> Floats:
+        time.sleep(0.01 * len(rows))
+        return super().predict(rows)
+
+
+class SlowByCall(Doubling):
+    """Takes 50 ms a call, however many rows there are."""
+
+    def predict(self, rows: Floats) -> Floats:
+        time.sleep(0.05)
+        return super().predict(rows)

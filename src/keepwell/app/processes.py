@@ -52,6 +52,7 @@ def port_for(state: State, name: str, declared: int) -> int:
 def run_gateway_process(state: State) -> None:
     """Run the gateway's parent."""
     from keepwell.serving.gateway import run_gateway
+    from keepwell.serving.terms import Terms
 
     server = state.settings.server
 
@@ -70,6 +71,7 @@ def run_gateway_process(state: State) -> None:
         workers=server.gateway_workers,
         clock=state.clock,
         grpc_port=None if server.grpc_port is None else port_for(state, "grpc", server.grpc_port),
+        terms=Terms(max_wait=server.max_wait),
         ready=ready,
     )
 

@@ -21,6 +21,7 @@ from keepwell.serving.assign import bucket_of, choose
 from keepwell.serving.batches import ERROR, FALLBACK, STATUSES, Answerer, Answers, Batch
 from keepwell.serving.codec import Codec, Decoded, encode, encode_error
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
+from keepwell.serving.intake import Intake
 from keepwell.serving.meters import Meters
 from keepwell.serving.protocols import JSON, WireProtocol
 from keepwell.serving.segments import SegmentWriter
@@ -152,6 +153,14 @@ class Ask(msgspec.Struct):
     content: bytes = JSON
     """Content type of the answer, and any further header lines."""
     rows: Decoded | None = None
+    size: int = 0
+    """Bytes of the request, where it is not those of ``body``."""
+    deadline: float = 0.0
+    """When its caller gives up, by the clock of ``began``; 0: never."""
+    postponed: bool = False
+    """Others went first, because they were in a hurry."""
+    shed: str = ""
+    """Why it was not computed although it could be: ``busy``, ``deadline``, ``full`` or ``late``."""
     waits: bool = False
     """The answer may leave once the log is on the disk, and not before."""
 
@@ -181,7 +190,10 @@ class Tick(msgspec.Struct):
 class Desk:
     """Answers batches of requests: assign, predict once an arm, log, answer."""
 
-    def __init__(self, writer: SegmentWriter, *, worker: str, meters: Meters) -> None:
+    def __init__(
+        self, writer: SegmentWriter, *, worker: str, meters: Meters, max_wait: float = 0.0
+    ) -> None:
+        self.intake = Intake(max_wait)
         self.endpoints: dict[str, Serving] = {}
         self.edition = 0
         self.problem = ""
@@ -201,13 +213,21 @@ class Desk:
     def answer(self, asks: Sequence[Ask]) -> None:
         """Answer the requests of one tick, in place; some answers must wait for the disk (``Ask.waits``)."""
         by_endpoint: dict[str, list[Ask]] = {}
+        hurried = False
         for ask in asks:
+            if ask.deadline:
+                hurried = True
             group = by_endpoint.get(ask.endpoint)
             if group is None:
                 by_endpoint[ask.endpoint] = [ask]
             else:
                 group.append(ask)
+        began = time.perf_counter()
         for name, group in by_endpoint.items():
+            if hurried:
+                group = [ask for ask in group if not ask.deadline or self._in_time(ask, began)]  # noqa: PLW2901 - what is left of it
+                if not group:
+                    continue
             try:
                 self._answer_endpoint(name, group)
             except KeepwellError as error:
@@ -215,6 +235,22 @@ class Desk:
                 for ask in group:
                     if not ask.status:
                         ask.refuse(status, str(error))
+            now = time.perf_counter()
+            if self.intake.wants(name, now - began) and name in self.endpoints:
+                size = sum([ask.size or len(ask.body) for ask in group])
+                self.intake.learn(name, size, now - began, now)
+            began = now
+
+    def _in_time(self, ask: Ask, now: float) -> bool:
+        """Tell whether its caller still waits; if not, refuse it before any arm is assigned."""
+        if now < ask.deadline:
+            return True
+        ask.refuse(
+            504, f"Its deadline passed {(now - ask.deadline) * 1000:.3g} ms before its turn."
+        )
+        ask.shed = "late"
+        self.meters.shed(ask.endpoint if ask.endpoint in self.endpoints else "", "late")
+        return False
 
     def _answer_endpoint(self, name: str, group: list[Ask]) -> None:
         serving = self.endpoints.get(name)

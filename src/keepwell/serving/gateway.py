@@ -23,6 +23,7 @@ from keepwell.core.records.watching import Alert
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.stopping import StopSignal
+from keepwell.serving.terms import Terms
 from keepwell.training.artefacts import unpack_artefact
 
 LOOK_SECONDS = 0.05
@@ -158,6 +159,7 @@ def run_gateway(
     workers: int,
     clock: Clock,
     grpc_port: int | None = None,
+    terms: Terms | None = None,
     ready: Callable[[int, int | None], None] | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT. ``ready`` is told the port, and that of gRPC, once they are bound.
@@ -188,6 +190,7 @@ def run_gateway(
         meters=meters,
         workers=workers,
         grpc=_address(host, grpc_bound) if grpc_bound else "",
+        terms=terms,
     )
     seen = -1
     checked = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -18,11 +18,14 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
+from keepwell.serving.intake import MAX_PENDING_BYTES, refuse
 from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openinference
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
 MAX_PIPELINE = 128
+MAX_PATIENCE = 3600.0
+"""A deadline further away than this is one of an hour."""
 IDLE_SECONDS = 75.0
 SWEEP_SECONDS = 15.0
 """One sweep over all connections closes the idle ones: a timer a connection would be set anew by each request."""
@@ -45,6 +48,7 @@ _REASONS = {
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
+    504: "Gateway Timeout",
 }
 _STARTS = {
     status: f"HTTP/1.1 {status} {reason}\r\ncontent-type: ".encode()
@@ -95,6 +99,8 @@ class Head(msgspec.Struct, frozen=True):
 
     length: int
     endpoint: str = ""
+    seconds: float = 0.0
+    """So long its caller waits; 0: for as long as it takes."""
     call: Call | None = None
     """For another protocol than plain rows: the request, but for its body and time."""
 
@@ -107,6 +113,10 @@ class Floor:
         self.loop = loop
         self.pending: list[tuple[Ask, Caller, Slot]] = []
         self.scheduled = False
+        self.size = 0
+        """Bytes of the requests that wait for their tick."""
+        self.hurried = False
+        """One of them has a deadline."""
         self.connections: set[Connection] = set()
         self.draining = False
         self.heads: dict[bytes, Head] = {}
@@ -120,10 +130,32 @@ class Floor:
 
     def submit(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
+        size = self.size + (ask.size or len(ask.body))
+        if size > MAX_PENDING_BYTES:
+            refuse(ask, "full", 1.0, f"Over {MAX_PENDING_BYTES:,} bytes of requests are waiting.")
+            self._shed(ask, caller, slot)
+            return
+        self.size = size
+        if ask.deadline:
+            self.hurried = True
         self.pending.append((ask, caller, slot))
         if not self.scheduled:
             self.scheduled = True
             self.loop.call_soon(self.tick)
+
+    def _shed(self, ask: Ask, caller: Caller, slot: Slot) -> None:
+        desk = self.desk
+        desk.meters.shed(ask.endpoint if ask.endpoint in desk.endpoints else "", ask.shed)
+        caller.fill(slot, ask.status, ask.answer, content=ask.content)
+
+    def _plan(self, work: list[tuple[Ask, Caller, Slot]]) -> list[tuple[Ask, Caller, Slot]]:
+        """Refuse what cannot be answered in time, put off what others cannot wait for, and give the rest."""
+        work, later, refused = self.desk.intake.plan(work, time.perf_counter())
+        for ask, caller, slot in refused:
+            self._shed(ask, caller, slot)
+        for ask, caller, slot in later:
+            self.submit(ask, caller, slot)  # the answers before it leave between the two ticks
+        return work
 
     def tick(self) -> None:
         """Answer everything that arrived in this tick together."""
@@ -135,6 +167,16 @@ class Floor:
             self._held += [each for each in work if waits(each[0].endpoint)]
             work = [each for each in work if not waits(each[0].endpoint)]
         desk = self.desk
+        intake = desk.intake
+        # Mostly everything fits, whichever endpoint it is for: then no request costs a look at its own pace.
+        if self.hurried or self.size * intake.slope + intake.fixed > intake.limit:
+            self.hurried = False
+            self.size = 0
+            work = self._plan(work)
+        else:
+            self.size = 0
+        if self._held:
+            self.size += sum([ask.size or len(ask.body) for ask, _, _ in self._held])
         try:
             desk.answer([ask for ask, _, _ in work])
         except Exception as error:  # noqa: BLE001
@@ -304,12 +346,15 @@ class Connection(asyncio.Protocol):
                 slot = Slot()
                 self._slots.append(slot)
                 if known.call is None:
-                    floor.submit(Ask(known.endpoint, data[end:], time.perf_counter()), self, slot)
+                    ask = Ask(known.endpoint, data[end:], time.perf_counter())
+                    if known.seconds:
+                        ask.deadline = ask.began + known.seconds
+                    floor.submit(ask, self, slot)
                 else:
                     again = msgspec.structs.replace(
                         known.call, body=data[end:], began=time.perf_counter()
                     )
-                    self._route(slot, again)
+                    self._route(slot, again, known.seconds)
                 if len(self._slots) > MAX_PIPELINE:
                     self._hold()
                 return
@@ -405,27 +450,38 @@ class Connection(asyncio.Protocol):
         self._slots.append(slot)
         method: bytes = self._parser.get_method()
         path = self._url.split(b"?", 1)[0].decode("latin-1")
+        seconds = _patience(self._headers) if self._headers else 0.0
+        if seconds < 0:
+            self.fill(slot, 400, encode_error(_PATIENCE))
+            return
         if method == b"POST" and path.startswith("/v1/endpoints/") and path.endswith("/predict"):
             name = path[len("/v1/endpoints/") : -len("/predict")]
             if not (self._expect or self._chunked or slot.close):
-                self._known = Head(len(self._body), name)
-            self._floor.submit(Ask(name, bytes(self._body), began), self, slot)
+                self._known = Head(len(self._body), name, seconds)
+            ask = Ask(name, bytes(self._body), began)
+            if seconds:
+                ask.deadline = began + seconds
+            self._floor.submit(ask, self, slot)
             return
         slot.head = method == b"HEAD"
         verb = "GET" if slot.head else method.decode("latin-1")
         call = Call(
             method=verb, path=path, body=bytes(self._body), headers=self._headers, began=began
         )
-        asked = self._route(slot, call)
+        asked = self._route(slot, call, seconds)
         if asked and verb == "POST" and not (self._expect or self._chunked or slot.close):
             length = len(self._body)
-            self._known = Head(length, call=msgspec.structs.replace(call, body=b""))
+            self._known = Head(
+                length, seconds=seconds, call=msgspec.structs.replace(call, body=b"")
+            )
 
-    def _route(self, slot: Slot, call: Call) -> bool:
+    def _route(self, slot: Slot, call: Call, seconds: float) -> bool:
         """Let the protocol answer whose path it is; True if the desk is asked."""
         for protocol in PROTOCOLS:
             routed = protocol.route(self._floor.desk, call)
             if isinstance(routed, Ask):
+                if seconds:
+                    routed.deadline = routed.began + seconds
                 self._floor.submit(routed, self, slot)
                 return True
             if isinstance(routed, Reply):
@@ -562,10 +618,29 @@ def _written(slot: Slot, status: int, answer: bytes, content: bytes) -> bytes:
         _STARTS.get(status, _STARTS[500]),
         content,
         len(answer),
-        b"\r\nretry-after: 1" if status == 503 else b"",
+        b"\r\nretry-after: 1" if status == 503 and b"retry-after" not in content else b"",
         b"\r\nconnection: close" if slot.close else b"",
         b"" if slot.head else answer,
     )
+
+
+_PATIENCE = (
+    "A deadline is a number above zero: milliseconds in x-deadline-ms, seconds in request-timeout."
+)
+
+
+def _patience(headers: Mapping[bytes, bytes]) -> float:
+    """Give the seconds that a caller waits; 0 if it does not say, below 0 if it says what is no such number."""
+    given, unit = headers.get(b"x-deadline-ms"), 0.001
+    if given is None:
+        given, unit = headers.get(b"request-timeout"), 1.0
+    if given is None:
+        return 0.0
+    try:
+        seconds = float(given) * unit
+    except ValueError:
+        return -1.0
+    return min(seconds, MAX_PATIENCE) if seconds > 0 else -1.0
 
 
 class _Limit(Exception):

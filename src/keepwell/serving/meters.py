@@ -36,6 +36,7 @@ class Meters:
         self.latency: dict[tuple[str, str, int], list[int]] = {}
         self.refusals: dict[str, int] = {}
         self.calls: dict[tuple[str, int], list[int]] = {}
+        self.sheds: dict[tuple[str, str], int] = {}
         self.dropped = 0
         self.outcomes = 0
 
@@ -69,6 +70,10 @@ class Meters:
         """Count one request with bad input."""
         self.refusals[endpoint] = self.refusals.get(endpoint, 0) + 1
 
+    def shed(self, endpoint: str, reason: str) -> None:
+        """Count one request that was not computed for want of time."""
+        self.sheds[endpoint, reason] = self.sheds.get((endpoint, reason), 0) + 1
+
     def ran(self, endpoint: str, version: int, *, rows: int, spent: int, failed: bool) -> None:
         """Count one model call that took ``spent`` nanoseconds."""
         work = self.calls.setdefault((endpoint, version), [0] * len(Work.__struct_fields__))
@@ -95,6 +100,7 @@ class Meters:
             "counts": [[*key, value] for key, value in self.counts.items()],
             "latency": [[*key, value] for key, value in self.latency.items()],
             "refusals": self.refusals,
+            "sheds": [[*key, value] for key, value in self.sheds.items()],
             "calls": [[*key, *values] for key, values in self.calls.items()],
             "dropped": self.dropped,
             "outcomes": self.outcomes,
@@ -128,7 +134,10 @@ class Meters:
         counts: dict[tuple[Any, ...], int] = {}
         latency: dict[tuple[Any, ...], list[int]] = {}
         refusals: dict[str, int] = {}
+        sheds: dict[tuple[str, str], int] = {}
         for part in parts:
+            for endpoint, reason, value in part["sheds"]:
+                sheds[endpoint, reason] = sheds.get((endpoint, reason), 0) + value
             for *key, value in part["counts"]:
                 counts[tuple(key)] = counts.get(tuple(key), 0) + value
             for *key, values in part["latency"]:
@@ -161,6 +170,11 @@ class Meters:
         lines += [
             f'keepwell_refused_requests_total{{endpoint="{name}"}} {value}'
             for name, value in sorted(refusals.items())
+        ]
+        lines.append("# TYPE keepwell_shed_requests_total counter")
+        lines += [
+            f'keepwell_shed_requests_total{{endpoint="{name}",reason="{reason}"}} {value}'
+            for (name, reason), value in sorted(sheds.items())
         ]
         lines.append("# TYPE keepwell_dropped_shadows_total counter")
         lines.append(f"keepwell_dropped_shadows_total {sum(part['dropped'] for part in parts)}")

@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from keepwell.core.errors import Unavailable
+from keepwell.serving.terms import Terms
 
 RESPAWN_SECONDS = 0.2
 START_SECONDS = 30.0
@@ -70,8 +73,10 @@ class Pool:
         meters: Path,
         workers: int,
         grpc: str = "",
+        terms: Terms | None = None,
     ) -> None:
         """``grpc`` is the address, ``host:port``, at which every worker listens for gRPC; empty: none."""
+        self._terms = msgspec.json.encode(terms or Terms()).decode()
         self._listening = listening
         self._editions = editions
         self._log = log
@@ -106,7 +111,7 @@ class Pool:
             "--socket", str(self._listening.fileno()), "--editions", str(self._editions),
             "--log", str(self._log), "--meters", str(self._meters),
             "--number", str(self._next), "--parent", str(os.getpid()),
-            "--grpc", self._grpc,
+            "--grpc", self._grpc, "--terms", self._terms,
         ]  # fmt: skip
         # One thread each for the numeric libraries: parallelism is the number of workers.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 
 from keepwell.core.errors import KeepwellError
@@ -23,6 +24,7 @@ from keepwell.serving.meters import Meters
 from keepwell.serving.pool import worker_name
 from keepwell.serving.segments import SegmentWriter
 from keepwell.serving.stopping import die_with_parent
+from keepwell.serving.terms import Terms
 
 LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 5.0
@@ -38,12 +40,13 @@ async def serve(
     meters: Path,
     number: int,
     grpc: str = "",
+    terms: Terms,
 ) -> None:
     """Serve until SIGTERM, then let what is under way finish."""
     loop = asyncio.get_running_loop()
     name = worker_name(number, os.getpid())
     writer = SegmentWriter(log, name=f"{time.time_ns() // 1000:017d}-{name}")
-    desk = Desk(writer, worker=name, meters=Meters(meters, worker=name))
+    desk = Desk(writer, worker=name, meters=Meters(meters, worker=name), max_wait=terms.max_wait)
     loader = Loader(shelf)
     floor = Floor(desk, loop)
     stop = asyncio.Event()
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--grpc", default="")
+    parser.add_argument("--terms", default="{}")
     given = parser.parse_args()
     # A tick makes thousands of short-lived tuples, none of them in a cycle.
     gc.set_threshold(50_000, 20, 100)
@@ -127,6 +131,7 @@ def main() -> None:
             meters=given.meters,
             number=given.number,
             grpc=given.grpc,
+            terms=msgspec.json.decode(given.terms, type=Terms),
         )
     )
 

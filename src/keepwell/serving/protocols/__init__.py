@@ -64,5 +64,13 @@ class Reply(msgspec.Struct):
     content: bytes = JSON
 
 
-HEADERS = frozenset({b"content-type", b"content-encoding", b"inference-header-content-length"})
-"""The headers that some protocol reads."""
+HEADERS = frozenset(
+    {
+        b"content-type",
+        b"content-encoding",
+        b"inference-header-content-length",
+        b"x-deadline-ms",
+        b"request-timeout",
+    }
+)
+"""The headers that somebody reads."""

@@ -33,6 +33,7 @@ CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     409: grpc.StatusCode.FAILED_PRECONDITION,
     503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _STATUS = {"invalid_input": 400, "not_found": 404, "conflict": 409, "refused": 409}
 
@@ -185,6 +186,10 @@ class Inference:
         ask = Ask(
             endpoint=request.model_name, body=b"", began=began, protocol=GrpcInference(request)
         )
+        ask.size = len(body)
+        left = context.time_remaining()
+        if left is not None:
+            ask.deadline = began + max(left, 1e-6)
         self._floor.submit(ask, waiting, Slot())
         status, answer = await waiting.answer
         if status != 200:

@@ -31,6 +31,7 @@ CODES = {
     404: "RESOURCE_DOES_NOT_EXIST",
     415: "BAD_REQUEST",
     503: "TEMPORARILY_UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
 _MISSING = frozenset({"", "NA", "NaN", "nan", "null", "None", "N/A", "<NA>", "NULL", "n/a", "#N/A"})
 """What pandas writes or reads as a missing value in CSV."""

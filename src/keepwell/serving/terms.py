@@ -1,0 +1,12 @@
+"""The terms on which a gateway takes requests: settings that every worker is started with."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Travels as JSON on a worker's command line, so it holds nothing secret."""
+
+    max_wait: float = 1.0
+    """Seconds of expected work ahead above which a request is refused; 0: never."""
