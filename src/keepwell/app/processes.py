@@ -56,6 +56,8 @@ def run_gateway_process(state: State) -> None:
 
     server = state.settings.server
 
+    tokens = server.gateway_token_file
+
     def ready(port: int, grpc_port: int | None) -> None:
         announce(state, "gateway", f"http://{server.host}:{port}")
         if grpc_port is not None:
@@ -71,7 +73,7 @@ def run_gateway_process(state: State) -> None:
         workers=server.gateway_workers,
         clock=state.clock,
         grpc_port=None if server.grpc_port is None else port_for(state, "grpc", server.grpc_port),
-        terms=Terms(max_wait=server.max_wait),
+        terms=Terms(max_wait=server.max_wait, tokens=str(state.folder / tokens) if tokens else ""),
         ready=ready,
     )
 

@@ -161,9 +161,10 @@ class Sender:
                 client.transport.close()
 
 
-def _request(path: str, body: bytes) -> bytes:
-    return b"POST %s HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n%s" % (
+def _request(path: str, body: bytes, token: str) -> bytes:
+    return b"POST %s HTTP/1.1\r\nhost: gateway\r\n%scontent-length: %d\r\n\r\n%s" % (
         path.encode(),
+        b"authorization: Bearer %s\r\n" % token.encode() if token else b"",
         len(body),
         body,
     )
@@ -179,7 +180,14 @@ class Day:
 
 
 def prepare_days(
-    rows: pl.DataFrame, *, endpoint: str, unit: str, time_field: str, since: Time, until: Time
+    rows: pl.DataFrame,
+    *,
+    endpoint: str,
+    unit: str,
+    time_field: str,
+    since: Time,
+    until: Time,
+    token: str = "",
 ) -> list[Day]:
     """Encode requests, one a decision, in the order of time, and outcomes in the order in which they became known."""
     features = [c for c in rows.columns if not c.startswith("__")]
@@ -198,7 +206,7 @@ def prepare_days(
         if time_field:
             body[time_field] = at
         by_day.setdefault(at // DAY, []).append(
-            _request(path, encode({"row": body, "id": identity}))
+            _request(path, encode({"row": body, "id": identity}), token)
         )
     known = rows.filter(pl.col(LABEL).is_not_null()).sort(LABEL_TIME)
     outcomes: dict[int, list[dict[str, Any]]] = {}
@@ -211,7 +219,7 @@ def prepare_days(
     for day in range(since // DAY, last + 1):
         given = outcomes.get(day, [])
         batches = [
-            _request("/v1/outcomes", encode({"outcomes": given[i : i + 500]}))
+            _request("/v1/outcomes", encode({"outcomes": given[i : i + 500]}), token)
             for i in range(0, len(given), 500)
         ]
         days.append(Day(day * DAY, by_day.get(day, []), batches))
@@ -261,6 +269,7 @@ async def _run(state: State, replay: Replay) -> None:
         time_field=declared.time,
         since=replay.since,
         until=replay.until,
+        token=state.gateway_token,
     )
     parts = urlsplit(state.gateway_url)
     demo = state.settings.demo

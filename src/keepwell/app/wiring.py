@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -176,6 +177,11 @@ class State:
         )
 
     @property
+    def gateway_token(self) -> str:
+        """The token by which the project's own processes ask the gateway, where it wants one."""
+        return os.environ.get("KEEPWELL_GATEWAY_TOKEN", "")
+
+    @property
     def gateway_url(self) -> str:
         """Where the gateway answers: what the running one has said, else what the settings say."""
         try:
@@ -230,7 +236,7 @@ class State:
             verifier=self.verifier,
             clock=self.clock,
             stage=GatewayStage(blobs=self.blobs),
-            application=HttpApplication(self.gateway_url),
+            application=HttpApplication(self.gateway_url, token=self.gateway_token),
             rollouts=self.rollouts,
             drills=_Drills(self),
         )

@@ -62,6 +62,8 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """Processes that answer predictions, on one shared socket."""
     grpc_port: int | None = None
     """Open Inference Protocol over gRPC, beside the gateway's HTTP (extra ``grpc``); 0 takes a free port."""
+    gateway_token_file: str = ""
+    """File in the project's folder with a line ``sha256:HEX`` a token that may ask the gateway; empty: all may."""
     max_wait: Limit = 1.0
     """A gateway worker refuses requests (503) that more seconds of work than this are ahead of; 0: never."""
 

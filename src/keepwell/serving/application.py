@@ -16,7 +16,8 @@ from keepwell.core.errors import InvalidInput, Unavailable
 class HttpApplication:
     """Calls a gateway. Implements ``keepwell.core.ports.stage.Application``."""
 
-    def __init__(self, base_url: str, *, timeout: float = 10.0) -> None:
+    def __init__(self, base_url: str, *, timeout: float = 10.0, token: str = "") -> None:
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
         parts = urlsplit(base_url)
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or 80
@@ -26,7 +27,7 @@ class HttpApplication:
         """Make one request. Raises Unavailable if no answer comes."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
         try:
-            connection.request(method, path, body=body)
+            connection.request(method, path, body=body, headers=self._headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:

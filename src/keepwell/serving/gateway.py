@@ -21,6 +21,7 @@ from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
+from keepwell.serving.gate import read_digests
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.stopping import StopSignal
 from keepwell.serving.terms import Terms
@@ -168,6 +169,8 @@ def run_gateway(
     While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
     port is taken.
     """
+    if terms and terms.tokens:
+        read_digests(Path(terms.tokens))  # told at the start, not by refusing everybody
     ending = StopSignal()
     ending.listen()
     held = _grpc_socket(host, grpc_port)

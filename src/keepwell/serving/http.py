@@ -18,6 +18,7 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
+from keepwell.serving.gate import DENIED, OPEN, Gate
 from keepwell.serving.intake import MAX_PENDING_BYTES, refuse
 from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openinference
 
@@ -39,6 +40,7 @@ GROUP_SECONDS = 0.01
 _REASONS = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
     409: "Conflict",
@@ -59,6 +61,7 @@ _JSON_HEADS = [
     b"%s%s\r\ncontent-length: %d\r\n\r\n" % (_STARTS[200], JSON, length) for length in range(SHORT)
 ]
 """Heads of good answers that are as short as most are."""
+_BEARER = JSON + b"\r\nwww-authenticate: Bearer"
 _TEXT = b"text/plain; version=0.0.4"
 PROTOCOLS = (openinference, mlflow)
 """Who is asked, in this order, for a path that plain rows do not answer."""
@@ -108,8 +111,11 @@ class Head(msgspec.Struct, frozen=True):
 class Floor:
     """What the connections of one worker share: the desk, the requests of this tick, the state of draining."""
 
-    def __init__(self, desk: Desk, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, desk: Desk, loop: asyncio.AbstractEventLoop, gate: Gate | None = None
+    ) -> None:
         self.desk = desk
+        self.gate = gate or Gate()
         self.loop = loop
         self.pending: list[tuple[Ask, Caller, Slot]] = []
         self.scheduled = False
@@ -257,6 +263,11 @@ class Floor:
                 self.loop.call_soon(self.tick)
         for each in told:
             each(problem)
+
+    def look_at_tokens(self) -> None:
+        """Let in whom the file of tokens names now; a head that was read before is read again."""
+        if self.gate.refresh():
+            self.heads.clear()
 
     def enter(self, connection: Connection) -> None:
         """Take a connection in."""
@@ -450,6 +461,12 @@ class Connection(asyncio.Protocol):
         self._slots.append(slot)
         method: bytes = self._parser.get_method()
         path = self._url.split(b"?", 1)[0].decode("latin-1")
+        gate = self._floor.gate
+        if gate.closed and not (
+            path in OPEN or gate.admits(self._headers.get(b"authorization", b""))
+        ):
+            self.fill(slot, 401, encode_error(DENIED), content=_BEARER)
+            return
         seconds = _patience(self._headers) if self._headers else 0.0
         if seconds < 0:
             self.fill(slot, 400, encode_error(_PATIENCE))
@@ -507,7 +524,10 @@ class Connection(asyncio.Protocol):
         elif path == "/metrics":
             self.fill(slot, 200, desk.meters.render().encode(), content=_TEXT)
         elif path == "/v1/endpoints":
-            self.fill(slot, 200, encode(_describe(desk)))
+            tokens = {"tokens": self._floor.gate.problem or "good"}
+            self.fill(
+                slot, 200, encode(_describe(desk) | (tokens if self._floor.gate.closed else {}))
+            )
         else:
             self.fill(
                 slot,

@@ -10,3 +10,5 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     max_wait: float = 1.0
     """Seconds of expected work ahead above which a request is refused; 0: never."""
+    tokens: str = ""
+    """File with the digests of the tokens that may ask; empty: everybody may."""

@@ -19,6 +19,7 @@ import uvloop
 from keepwell.core.errors import KeepwellError
 from keepwell.serving.desk import Desk, Loader
 from keepwell.serving.editions import Shelf
+from keepwell.serving.gate import Gate
 from keepwell.serving.http import Connection, Floor
 from keepwell.serving.meters import Meters
 from keepwell.serving.pool import worker_name
@@ -48,7 +49,8 @@ async def serve(
     writer = SegmentWriter(log, name=f"{time.time_ns() // 1000:017d}-{name}")
     desk = Desk(writer, worker=name, meters=Meters(meters, worker=name), max_wait=terms.max_wait)
     loader = Loader(shelf)
-    floor = Floor(desk, loop)
+    floor = Floor(desk, loop, Gate(Path(terms.tokens) if terms.tokens else None))
+    floor.look_at_tokens()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
@@ -64,6 +66,7 @@ async def serve(
             failed = -1 if await _refresh(desk, loader, shelf) else generation
         if loop.time() - shared > 0.5:
             desk.meters.share()
+            floor.look_at_tokens()
             shared = loop.time()
         try:
             await asyncio.wait_for(stop.wait(), LOOK_SECONDS)

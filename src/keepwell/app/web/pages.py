@@ -202,7 +202,12 @@ class Pages:
     def _traffic(self, endpoint: str) -> tuple[list[dict[str, Any]], str]:
         """Read the gateway's own counters; the page says so where it does not answer."""
         try:
-            with urllib.request.urlopen(f"{self._state.gateway_url}/metrics", timeout=1) as answer:  # noqa: S310 - our own address
+            token = self._state.gateway_token
+            asked = urllib.request.Request(  # noqa: S310 - our own address
+                f"{self._state.gateway_url}/metrics",
+                headers={"authorization": f"Bearer {token}"} if token else {},
+            )
+            with urllib.request.urlopen(asked, timeout=1) as answer:  # noqa: S310 - as above
                 text = answer.read().decode()
         except (OSError, urllib.error.URLError):
             return [], "The gateway does not answer. Start it with 'keepwell up'."

@@ -66,6 +66,7 @@ class Reply(msgspec.Struct):
 
 HEADERS = frozenset(
     {
+        b"authorization",
         b"content-type",
         b"content-encoding",
         b"inference-header-content-length",

@@ -19,6 +19,7 @@ from keepwell.core.errors import InvalidInput, KeepwellError, Unavailable
 from keepwell.serving.batches import Answers
 from keepwell.serving.codec import Decoded
 from keepwell.serving.desk import Ask, Serving
+from keepwell.serving.gate import DENIED
 from keepwell.serving.http import MAX_BODY, MAX_HEADERS, Floor, Slot
 from keepwell.serving.protocols import JSON, repository, tensors
 
@@ -29,6 +30,7 @@ MAX_STREAMS = 1024
 MAX_DETAILS = 1000
 """Characters of an error: it travels in the trailers, which clients bound at 8 KiB."""
 CODES = {
+    401: grpc.StatusCode.UNAUTHENTICATED,
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
     409: grpc.StatusCode.FAILED_PRECONDITION,
@@ -181,6 +183,7 @@ class Inference:
     async def infer(self, body: bytes, context: Any) -> bytes:
         """Answer one ModelInfer in the same tick as what came by other protocols."""
         began = time.perf_counter()
+        await _admit(self._floor, context)
         request = await _parsed(InferRequest, body, context)
         waiting = _Waiting(self._floor.loop)
         ask = Ask(
@@ -233,10 +236,14 @@ class Inference:
         }
 
 
-def _fact(name: str, answer: Callable[[Any], Any]) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _fact(
+    floor: Floor, name: str, answer: Callable[[Any], Any]
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
     kind = message_of(f"{name}Request")
 
     async def method(body: bytes, context: Any) -> bytes:
+        if name not in {"ServerLive", "ServerReady"}:
+            await _admit(floor, context)
         request = await _parsed(kind, body, context)
         try:
             written: bytes = answer(request).SerializeToString()
@@ -246,6 +253,13 @@ def _fact(name: str, answer: Callable[[Any], Any]) -> Callable[[bytes, Any], Awa
         return written
 
     return method
+
+
+async def _admit(floor: Floor, context: Any) -> None:
+    if floor.gate.closed:
+        sent = dict(context.invocation_metadata() or ()).get("authorization", "")
+        if not floor.gate.admits(sent if isinstance(sent, bytes) else sent.encode()):
+            await _abort(context, 401, DENIED)
 
 
 async def _parsed(kind: Any, body: bytes, context: Any) -> Any:
@@ -263,7 +277,7 @@ async def _abort(context: Any, status: int, said: str) -> None:
 async def start(floor: Floor, address: str) -> Any:
     """Listen beside the other workers (SO_REUSEPORT) and give the server. Raises Unavailable."""
     service = Inference(floor)
-    methods = {name: _fact(name, answer) for name, answer in service.facts().items()}
+    methods = {name: _fact(floor, name, answer) for name, answer in service.facts().items()}
     methods["ModelInfer"] = service.infer
     # Bytes in, bytes out: what cannot be parsed is then told to the caller as its mistake, not as ours.
     handlers = {name: grpc.unary_unary_rpc_method_handler(run) for name, run in methods.items()}
