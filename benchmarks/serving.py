@@ -404,14 +404,21 @@ class Keepwell:
     """One gateway with one worker and an endpoint a mode: the full path, log and all."""
 
     def __init__(self, artefact: Path, folder: Path) -> None:
+        from keepwell.adapters.blobs.files import FileBlobs
         from keepwell.core.records.traffic import BUCKETS, Arm
         from keepwell.serving.editions import Edition, EndpointEdition, Shelf
         from keepwell.serving.pool import Pool, bind
+        from keepwell.training.artefacts import pack_folder, unpack_artefact
 
         shelf = Shelf(folder / "editions")
-        digests = ["sha256:" + letter * 64 for letter in "abc"]
-        for digest, kind in zip(digests, ("artefact", "artefact", "linear"), strict=True):
-            shutil.copytree(artefact.parent / kind, shelf.artefact_folder(digest))
+        blobs = FileBlobs(folder / "blobs")
+        digests = []
+        for place, kind in enumerate(("artefact", "artefact", "linear")):
+            made = folder / f"made-{place}"
+            shutil.copytree(artefact.parent / kind, made)
+            (made / "which").write_text(str(place))  # the challenger is a model of its own
+            digests.append(pack_folder(made, blobs=blobs))
+            unpack_artefact(digests[-1], shelf.artefact_folder(digests[-1]), blobs=blobs)
 
         def arm(version: int, weight: int) -> Arm:
             return Arm(

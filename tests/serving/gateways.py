@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from keepwell.core.digest import canonical, digest_of
+from keepwell.adapters.blobs.files import FileBlobs
+from keepwell.core.digest import canonical
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.data import Column, Dtype
 from keepwell.core.records.models import Package, Signature
@@ -24,6 +26,7 @@ from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.segments import SegmentLog
 from keepwell.serving.terms import Terms
+from keepwell.training.artefacts import pack_folder, unpack_artefact
 from keepwell.training.predictors import load_predictor
 
 COLUMNS: dict[str, Dtype] = {"x": "float64", "flag": "bool", "dep delay": "float64"}
@@ -47,9 +50,7 @@ def _put(
         model="m", candidate="c", predictor=kind, signature=signature, python="3.11", requirements=(),
         code="", revision="", training_set="", seed=0, params={}, own_modules=("tests.serving.models",),
     )  # fmt: skip
-    digest = digest_of([kind, *sorted(files.items()), list(columns)])
-    folder = shelf.artefact_folder(digest)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=shelf.folder))
     for name, content in {**files, "package.json": canonical(package)}.items():
         (folder / name).write_bytes(content)
     predictor, _ = load_predictor(folder)
@@ -57,6 +58,14 @@ def _put(
     golden = predictor.predict(matrix).tolist()
     content = canonical({"rows": rows, "predictions": golden, "tolerance": 1e-6})
     (folder / "golden.json").write_bytes(content)
+    return lay_out(shelf, folder)
+
+
+def lay_out(shelf: Shelf, made: Path) -> str:
+    """Put a made folder where the workers look for it, as if it had been unpacked there, and give its digest."""
+    blobs = FileBlobs(shelf.folder / "blobs")
+    digest = pack_folder(made, blobs=blobs)
+    unpack_artefact(digest, shelf.artefact_folder(digest), blobs=blobs)
     return digest
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.serving.gateways import Gateway, arm, endpoint, linear, running
+from tests.serving.gateways import Gateway, arm, endpoint, lay_out, linear, running
 
 from keepwell.core.errors import KeepwellError
 
@@ -91,8 +91,9 @@ def test_an_edition_that_cannot_be_loaded_leaves_the_old_one_answering(tmp_path)
     with running(tmp_path) as gateway:
         good = linear(gateway.shelf, 1.0)
         gateway.publish(endpoint(arms=[arm(1, good)]))
-        broken = linear(gateway.shelf, 2.0)
-        (gateway.shelf.artefact_folder(broken) / "linear.json").write_bytes(b"{}")
+        made = gateway.shelf.artefact_folder(linear(gateway.shelf, 2.0))
+        (made / "linear.json").write_bytes(b"{}")
+        broken = lay_out(gateway.shelf, made)
         gateway.publish(endpoint(arms=[arm(2, broken)], plan=2), wait=False)
         deadline = time.monotonic() + 10
         while (
@@ -109,9 +110,10 @@ def test_an_edition_that_cannot_be_loaded_leaves_the_old_one_answering(tmp_path)
 
 def test_an_artefact_that_answers_its_golden_rows_otherwise_is_not_served(tmp_path):
     with running(tmp_path) as gateway:
-        digest = linear(gateway.shelf, 1.0)
-        golden = gateway.shelf.artefact_folder(digest) / "golden.json"
+        made = gateway.shelf.artefact_folder(linear(gateway.shelf, 1.0))
+        golden = made / "golden.json"
         golden.write_bytes(golden.read_bytes().replace(b"1.0", b"1.5", 1))
+        digest = lay_out(gateway.shelf, made)
         gateway.publish(endpoint(arms=[arm(1, digest)]), wait=False)
         gateway.pool.tend()
         deadline = time.monotonic() + 20
@@ -123,6 +125,22 @@ def test_an_artefact_that_answers_its_golden_rows_otherwise_is_not_served(tmp_pa
                 time.sleep(0.05)
         assert b"golden rows differ" in said
         assert gateway.post({"rows": [ROW]})[0] == 503
+
+
+def test_a_file_changed_after_it_was_unpacked_is_not_loaded(tmp_path):
+    with running(tmp_path) as gateway:
+        gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 1.0))]))
+        digest = linear(gateway.shelf, 2.0)
+        path = gateway.shelf.artefact_folder(digest) / "linear.json"
+        path.write_bytes(path.read_bytes().replace(b"2.0", b"3.0"))
+        gateway.publish(endpoint(arms=[arm(2, digest)], plan=2), wait=False)
+        deadline = time.monotonic() + 10
+        said = b""
+        while b"linear.json was changed" not in said and time.monotonic() < deadline:
+            said = gateway.application.request("GET", "/ready")[1]
+            time.sleep(0.02)
+        assert b"linear.json was changed after it was unpacked" in said
+        assert gateway.post({"rows": [ROW]})[1]["predictions"][0]["version"] == 1
 
 
 def test_of_workers_killed_under_load_every_acknowledged_answer_is_in_the_log(tmp_path):

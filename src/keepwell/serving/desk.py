@@ -25,6 +25,7 @@ from keepwell.serving.intake import Intake
 from keepwell.serving.meters import Meters
 from keepwell.serving.protocols import JSON, WireProtocol
 from keepwell.serving.segments import SegmentWriter
+from keepwell.training.artefacts import check_folder
 from keepwell.training.predictors import Predictor, load_predictor
 
 ANOTHER_ROW = "another row of its request had no answer"
@@ -123,6 +124,7 @@ class Loader:
         if arm.artefact not in self._loaded:
             folder = self._shelf.artefact_folder(arm.artefact)
             try:
+                check_folder(arm.artefact, folder)
                 predictor, package = load_predictor(folder)
                 problem = golden_problem(predictor, folder, numeric=package.signature.numeric)
             except KeepwellError:

@@ -12,7 +12,7 @@ import msgspec
 from keepwell.core.admission import admission_problems
 from keepwell.core.clock import Clock
 from keepwell.core.digest import digest_of
-from keepwell.core.errors import KeepwellError, Unavailable
+from keepwell.core.errors import Corrupt, KeepwellError, Unavailable
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.signing import Verifier
 from keepwell.core.ports.store import Store
@@ -25,7 +25,7 @@ from keepwell.serving.gate import read_digests
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.stopping import StopSignal
 from keepwell.serving.terms import Terms
-from keepwell.training.artefacts import unpack_artefact
+from keepwell.training.artefacts import check_folder, unpack_artefact
 
 LOOK_SECONDS = 0.05
 RECHECK_SECONDS = 30.0
@@ -105,12 +105,19 @@ class Publisher:
                 verifier=self._verifier,
                 now=self._clock.now(),
             )
-            folder = self._shelf.artefact_folder(arm.artefact)
-            if not problems and not folder.is_dir():
-                unpack_artefact(arm.artefact, folder, blobs=self._blobs)
+            if not problems:
+                self._unpack(arm)
         except KeepwellError as error:
             return [str(error)]
         return problems
+
+    def _unpack(self, arm: Arm) -> None:
+        """Lay the artefact out for the workers, anew where its files are not what they were."""
+        folder = self._shelf.artefact_folder(arm.artefact)
+        try:
+            check_folder(arm.artefact, folder)
+        except Corrupt:
+            unpack_artefact(arm.artefact, folder, blobs=self._blobs)
 
     def _approvals(self, version: ModelVersion) -> int:
         policies = self._store.find(Policy, {"model": version.model}, order=["-created"], limit=1)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from keepwell.core.digest import Digest, canonical
+from keepwell.core.digest import Digest, canonical, digest_bytes
 from keepwell.core.errors import Corrupt, InvalidInput
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.records.models import Artefact, Package
+
+MANIFEST = "artefact.json"
+"""Lies in an unpacked artefact's folder: its digest is the artefact's, and it names every file's."""
 
 
 def pack_folder(folder: Path, *, blobs: Blobs) -> Digest:
@@ -18,11 +21,24 @@ def pack_folder(folder: Path, *, blobs: Blobs) -> Digest:
     files = {
         path.relative_to(folder).as_posix(): blobs.put_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != folder / MANIFEST
     }
     if not files:
         raise InvalidInput("The folder is empty.", where=str(folder))
     return blobs.put(canonical(Artefact(files=files)))
+
+
+def check_folder(digest: Digest, folder: Path) -> None:
+    """Hash an unpacked artefact again. Raises Corrupt, naming the file that was changed or is gone."""
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        if digest_bytes(content) != digest:
+            raise Corrupt(f"{MANIFEST} is not that of this artefact.", where=str(folder))
+        for name, expected in msgspec.json.decode(content, type=Artefact).files.items():
+            if digest_bytes((folder / name).read_bytes()) != expected:
+                raise Corrupt(f"{name} was changed after it was unpacked.", where=str(folder))
+    except OSError as error:
+        raise Corrupt(f"A file of the artefact cannot be read: {error}.") from error
 
 
 def read_artefact(digest: Digest, *, blobs: Blobs) -> Artefact:
@@ -58,6 +74,7 @@ def unpack_artefact(digest: Digest, folder: Path, *, blobs: Blobs) -> Path:
             raise Corrupt(f"The artefact names a path outside its folder: {name!r}.", where=digest)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(blobs.get(content))
+    (fresh / MANIFEST).write_bytes(blobs.get(digest))
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return folder
