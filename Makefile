@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mlflow browser test lint types imports unit slow demo bench-tracking bench-serving reference lock clean
+.PHONY: help setup setup-mlflow browser test lint types imports unit slow demo bench-tracking bench-serving bench-stats reference lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -59,6 +59,9 @@ bench-tracking: setup-mlflow ## the tracking server beside MLflow's own
 
 bench-serving: setup ## the gateway beside the field's servers; ARGS="--quick --json FILE"
 	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+bench-stats: setup ## decision statistics against their bars; ARGS="--quick --json FILE"
+	@$(BIN)/python -m benchmarks.stats $(ARGS)
 
 reference: setup ## write anew what the reference pages take from the code
 	$(BIN)/python scripts/reference.py
