@@ -83,6 +83,22 @@ def keys(name: str, values: npt.ArrayLike, length: int) -> tuple[npt.NDArray[np.
     return distinct, position.astype(np.int64)
 
 
+def choices(name: str, values: npt.ArrayLike, rows: int, arms: int) -> IntArray:
+    """Return `values` as int64 of shape (rows,), each an arm from 0 to arms - 1."""
+    array = np.asarray(values)
+    if array.shape != (rows,) or (rows and array.dtype.kind not in "iu"):
+        message = (
+            f"{name} must be whole numbers of shape ({rows},), "
+            f"received {array.dtype} of shape {array.shape}"
+        )
+        raise ValueError(message)
+    taken = array.astype(np.int64)
+    if rows and (taken.min() < 0 or taken.max() >= arms):
+        message = f"{name} must be within [0, {arms - 1}], received {taken.min()} to {taken.max()}"
+        raise ValueError(message)
+    return taken
+
+
 def same_length(**arrays: npt.NDArray[np.generic]) -> None:
     """Raise ValueError unless all arrays, passed by name, have one length."""
     sizes = {name: len(array) for name, array in arrays.items()}
@@ -97,6 +113,14 @@ def inside(name: str, value: float, low: float, high: float) -> float:
     """Return `value` if low < value < high (both excluded), else raise ValueError."""
     if not low < value < high:
         message = f"{name} must be between {low:g} and {high:g}, both excluded, received {value!r}"
+        raise ValueError(message)
+    return float(value)
+
+
+def share(name: str, value: float) -> float:
+    """Return `value` if it is within [0, 1], else raise ValueError."""
+    if not 0 <= value <= 1:
+        message = f"{name} must be within [0, 1], received {value!r}"
         raise ValueError(message)
     return float(value)
 
