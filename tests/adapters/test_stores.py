@@ -15,15 +15,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from keepwell.adapters.stores.sql import SqlStore, open_store
+from keepwell.adapters.stores.tables import AUDIT
 from keepwell.core.auditing import audit_problems
 from keepwell.core.errors import Conflict, Corrupt, InvalidInput, Unavailable
+from keepwell.core.records.audit import GENESIS, chain
 from keepwell.core.records.evidence import CheckResult, SigningKey
 from keepwell.core.records.lifecycle import StepResult
 from keepwell.core.records.models import Model
+from keepwell.core.records.traffic import TrafficPlan
 from keepwell.core.records.watching import Alert, Measurement
 from keepwell.core.records.work import Work
 from keepwell.testing.store import a_measurement, a_model
@@ -358,6 +362,42 @@ def test_a_migration_that_is_killed_half_way_leaves_nothing_behind(database):
     store = open_store(database)
     add(store, a_model("a"))
     assert audit_problems(store) == []
+    store.close()
+
+
+OLD_PLAN = """INSERT INTO traffic_plans
+(endpoint, revision, arms, mirrors, fallback, salt, reason, "by", created) VALUES ('e', 1,
+'[{"name":"champion","model":"m","version":3,"artefact":"sha256:0","weight":10000}]',
+'[{"name":"challenger","model":"m","version":4,"artefact":"sha256:1","weight":0}]', '', 's', 'first', 'ana', 5)"""
+OLD_DIGEST = "sha256:e915dc21771bc2e3aaaa0f2d34615d3669459be6ccdf16ec0055f9bf678fa627"
+"""What the program of revision 0003 wrote into the trail for this plan."""
+
+
+def test_a_plan_of_an_earlier_program_is_read_and_its_entry_in_the_trail_holds(
+    database, monkeypatch
+):
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0003"))
+        old = open_store(database)
+    entry = chain(
+        seq=1, time=5, actor="ana", action="add", subject="traffic_plans/e/1", before="", after=OLD_DIGEST,
+        reason="first", previous=GENESIS,
+    )  # fmt: skip
+    with old.engine.begin() as connection:
+        connection.exec_driver_sql(OLD_PLAN)
+        connection.execute(AUDIT.insert(), [msgspec.structs.asdict(entry)])
+    old.close()
+
+    store = open_store(database)
+    plan = store.get(TrafficPlan, "e", 1)
+    assert plan is not None
+    assert (plan.cohorts, plan.policy, plan.gap, plan.gap_seconds) == ((), None, "refuse", 0.0)
+    assert (plan.arms[0].weight, plan.mirrors[0].name) == (10_000, "challenger")
+    assert audit_problems(store) == []
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE traffic_plans SET gap_seconds = 1")
+    assert "its row was changed" in audit_problems(store)[0]
     store.close()
 
 

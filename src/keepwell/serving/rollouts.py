@@ -11,7 +11,8 @@ import msgspec
 from keepwell.core.champion import CHAMPION, make_champion
 from keepwell.core.clock import Clock, Time
 from keepwell.core.digest import short
-from keepwell.core.errors import Conflict, NotFound, Refused, near_miss
+from keepwell.core.errors import Conflict, NotFound, near_miss
+from keepwell.core.plans import check_plan
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
@@ -19,7 +20,17 @@ from keepwell.core.ports.signing import Signer
 from keepwell.core.ports.store import Reader, Store, Transaction
 from keepwell.core.records.evidence import Verdict
 from keepwell.core.records.models import Alias, ModelVersion
-from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, Rollout, RolloutState, TrafficPlan
+from keepwell.core.records.traffic import (
+    BUCKETS,
+    Arm,
+    Cohort,
+    Endpoint,
+    Gap,
+    LinearPolicyState,
+    Rollout,
+    RolloutState,
+    TrafficPlan,
+)
 from keepwell.core.records.watching import Watermark
 from keepwell.core.statements import VERDICT, sign_evidence
 from keepwell.serving.comparison import Gathering
@@ -51,20 +62,38 @@ def write_plan(
     reason: str,
     actor: str,
     now: Time,
+    cohorts: tuple[Cohort, ...] = (),
+    policy: LinearPolicyState | None = None,
+    fallback: str | None = None,
+    gap: Gap = "refuse",
+    gap_seconds: float = 0.0,
 ) -> TrafficPlan:
     """Add the next revision of an endpoint's plan, unless the plan in force says the same.
 
-    A plan without arms takes the endpoint out of use: what is called there is answered by nobody.
-    Raises Conflict if another writer was first, Refused if the weights do not add up.
+    A plan without arms takes the endpoint out of use: what is called there is answered by nobody, or waits
+    for ``gap_seconds``. Without a ``fallback`` the first of several arms is it; an empty one says that there is none.
+    Raises Conflict if another writer was first, Refused for what ``plan_problems`` finds.
     """
-    if arms and sum(arm.weight for arm in arms) != BUCKETS:
-        raise Refused(
-            f"The weights add up to {sum(arm.weight for arm in arms):,}, not {BUCKETS:,}.",
-            where=f"endpoint {endpoint!r}",
-        )
     before = latest_plan(endpoint, store=transaction)
     plan = _next_plan(
-        before, endpoint, arms=arms, mirrors=mirrors, reason=reason, actor=actor, now=now
+        before,
+        endpoint,
+        arms=arms,
+        mirrors=mirrors,
+        reason=reason,
+        actor=actor,
+        now=now,
+        cohorts=cohorts,
+        policy=policy,
+        fallback=fallback,
+        gap=gap,
+        gap_seconds=gap_seconds,
+    )
+    version = transaction.get(ModelVersion, arms[0].model, arms[0].version) if arms else None
+    check_plan(
+        plan,
+        endpoint=transaction.get(Endpoint, endpoint),
+        signature=version.signature if version else None,
     )
     if plan is not before:
         transaction.add(plan, reason=reason)
@@ -80,22 +109,36 @@ def _next_plan(
     reason: str,
     actor: str,
     now: Time,
+    cohorts: tuple[Cohort, ...] = (),
+    policy: LinearPolicyState | None = None,
+    fallback: str | None = None,
+    gap: Gap = "refuse",
+    gap_seconds: float = 0.0,
 ) -> TrafficPlan:
     """Make the plan that follows; the one before, if it says the same."""
-    if before is not None and (before.arms, before.mirrors) == (arms, mirrors):
-        return before
-    return TrafficPlan(
+    if fallback is None:
+        fallback = arms[0].name if len(arms) > 1 else ""
+    plan = TrafficPlan(
         endpoint=endpoint,
         revision=before.revision + 1 if before else 1,
         arms=arms,
         mirrors=mirrors,
-        fallback=arms[0].name if len(arms) > 1 else "",
+        cohorts=cohorts,
+        policy=policy,
+        fallback=fallback,
+        gap=gap,
+        gap_seconds=gap_seconds,
         # The salt stays, so that nobody changes arms who need not.
         salt=before.salt if before else secrets.token_hex(8),
         reason=reason,
         by=actor,
         created=now,
     )
+    if before is not None and plan == msgspec.structs.replace(
+        before, revision=plan.revision, reason=reason, by=actor, created=now
+    ):
+        return before
+    return plan
 
 
 class RolloutDriver:
@@ -378,12 +421,16 @@ class RolloutDriver:
         found = int(rollout.memory.get(BEFORE) or 0)
         if plan is None or plan.revision <= found or not _names(plan, rollout):
             return False
-        arms = self._arms_before(transaction, rollout, found)
+        before = _plan_before(transaction, rollout, found)
+        arms = before.arms if before else ()
         written = write_plan(
             transaction,
             rollout.endpoint,
             arms=arms,
             mirrors=(),
+            cohorts=before.cohorts if before else (),
+            policy=before.policy if before else None,
+            fallback=before.fallback if before else None,
             reason=reason,
             actor=actor,
             now=self._clock.now(),
@@ -395,18 +442,6 @@ class RolloutDriver:
             self._conclude(transaction, running, answer, plan=written)
             self._gatherings.pop(running.id, None)
         return True
-
-    def _arms_before(self, store: Reader, rollout: Rollout, revision: int) -> tuple[Arm, ...]:
-        for plan in store.find(
-            TrafficPlan,
-            {"endpoint": rollout.endpoint, "revision <=": revision},
-            order=["-revision"],
-        ):
-            if not plan.arms:
-                return ()
-            if not _names(plan, rollout) and all(_may_answer(arm, store) for arm in plan.arms):
-                return plan.arms
-        return ()
 
     def _before(self, plan: TrafficPlan) -> Arm | None:
         earlier = self._store.find(
@@ -422,6 +457,19 @@ class RolloutDriver:
             ):
                 return other.arms[0]
         return None
+
+
+def _plan_before(store: Reader, rollout: Rollout, revision: int) -> TrafficPlan | None:
+    for plan in store.find(
+        TrafficPlan,
+        {"endpoint": rollout.endpoint, "revision <=": revision},
+        order=["-revision"],
+    ):
+        if not plan.arms:
+            return None
+        if not _names(plan, rollout) and all(_may_answer(arm, store) for arm in plan.arms):
+            return plan
+    return None
 
 
 def _may_answer(arm: Arm, store: Reader) -> bool:

@@ -12,6 +12,7 @@ BUCKETS = 10_000
 """Weights are whole numbers of this many buckets (a hundredth of a per cent each)."""
 
 LogLevel = Literal["sync", "group", "sampled"]
+Gap = Literal["refuse", "hold"]
 RolloutState = Literal["running", "paused", "promoted", "refused", "rolled back"]
 
 
@@ -41,7 +42,50 @@ class Arm(Value, frozen=True, kw_only=True):
     version: int
     artefact: Digest
     weight: int = 0
-    """Buckets out of 10,000."""
+    """Buckets out of 10,000. Of a mirror: the share of requests that it sees; 0 means all of them."""
+
+
+class Cohort(Value, frozen=True, kw_only=True):
+    """Who is sent to one arm whatever their bucket: by a header of the request, or by a field of the row."""
+
+    arm: str
+    header: str = ""
+    """Lower case; over gRPC a key of the metadata."""
+    field: str = ""
+    """A feature, or the endpoint's unit or time."""
+    values: tuple[str, ...]
+    """As text: whole numbers without a point, ``true`` and ``false``, times as ISO 8601. One of them must be met."""
+
+    @property
+    def label(self) -> str:
+        """Name the cohort as the prediction log does: ``x-tester=ann``, and how many values there are besides."""
+        more = f"+{len(self.values) - 1}" if len(self.values) > 1 else ""
+        return f"{self.header or self.field}={self.values[0] if self.values else ''}{more}"
+
+
+class LinearPolicyState(Value, frozen=True, kw_only=True):
+    """A bandit with context, as a gateway needs it to draw arms: what ``keepwell.stats.linear_bandit`` has learned.
+
+    A row's d numbers are its ``fields`` in this order, and a 1 behind them where there is an ``intercept``.
+    Numbers are packed as little-endian float64, so that every process draws from the very same ones.
+    """
+
+    kind: Literal["linucb", "lints"]
+    arms: tuple[str, ...]
+    """Names of the k arms that it draws from, in the order of ``theta``."""
+    fields: tuple[str, ...]
+    """Features that are numbers or true and false."""
+    intercept: bool = False
+    theta: bytes
+    """k by d."""
+    factor: bytes
+    """k by d by d."""
+    alpha: float
+    floor: float
+    """Share that is spread evenly over the arms, so that the log can be evaluated off-policy."""
+    seed: int = 0
+    draws: int = 128
+    """Posterior draws of ``lints``."""
 
 
 class TrafficPlan(Record, frozen=True, kw_only=True):
@@ -49,15 +93,23 @@ class TrafficPlan(Record, frozen=True, kw_only=True):
 
     TABLE = "traffic_plans"
     KEY = ("endpoint", "revision")
+    ADDED: ClassVar = ("cohorts", "gap", "gap_seconds", "policy")
 
     endpoint: str
     revision: int
     arms: tuple[Arm, ...]
     """Arms that answer; their weights add up to 10,000."""
     mirrors: tuple[Arm, ...] = ()
-    """Arms that see every request after the reply and never answer."""
+    """Arms that see requests after the reply and never answer: all of them, or the share of their weight."""
+    cohorts: tuple[Cohort, ...] = ()
+    """Looked at in this order, before the buckets; the first that a row meets decides."""
+    policy: LinearPolicyState | None = None
+    """Draws the arm of every row that no cohort placed; the weights then part nothing."""
     fallback: str = ""
     """Arm that answers when the chosen one fails."""
+    gap: Gap = "refuse"
+    """What becomes of requests while there are no arms: 503 at once, or they wait for ``gap_seconds``."""
+    gap_seconds: float = 0.0
     salt: str
     reason: str
     by: str
