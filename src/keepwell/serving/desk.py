@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,8 @@ import numpy.typing as npt
 
 from keepwell.core.errors import Corrupt, KeepwellError, NotFound, Unavailable, near_miss
 from keepwell.core.records.predictions import Outcome
-from keepwell.core.records.traffic import Arm
-from keepwell.serving.assign import bucket_of, choose
+from keepwell.core.records.traffic import BUCKETS, Arm
+from keepwell.serving.assign import Assignment, Placed, Places, Rows
 from keepwell.serving.batches import ERROR, FALLBACK, STATUSES, Answerer, Answers, Batch
 from keepwell.serving.codec import Codec, Decoded, encode, encode_error
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
@@ -48,8 +49,10 @@ class Serving(msgspec.Struct, frozen=True):
     mirrors: tuple[Loaded, ...]
     names: tuple[str, ...]
     answerers: tuple[Answerer, ...]
+    """The arms, and behind them each cohort's arm once more."""
     tails: tuple[bytes, ...]
     """What an answer's JSON ends with, by arm."""
+    assignment: Assignment
     fallback: int | None = None
     """Place of the arm that answers where another fails."""
     left_out: tuple[str, ...] = ()
@@ -91,19 +94,31 @@ class Loader:
                 except KeepwellError as error:
                     left_out.append(str(error))
             codec = None
+            signature = None
             if arms:
                 package = self._loaded[arms[0].arm.artefact][1]
-                codec = Codec(package.signature, unit=endpoint.unit, time=endpoint.time)
+                signature = package.signature
+                codec = Codec(signature, unit=endpoint.unit, time=endpoint.time)
+            assignment = Assignment(endpoint, signature)
             endpoints[endpoint.name] = Serving(
                 edition=endpoint,
                 codec=codec,
                 arms=arms,
                 mirrors=tuple(mirrors),
                 names=tuple(arm.name for arm in endpoint.arms),
-                answerers=tuple(
-                    Answerer(arm.name, arm.version, arm.artefact, arm.weight)
-                    for arm in endpoint.arms
+                answerers=(
+                    *(
+                        Answerer(arm.name, arm.version, arm.artefact, arm.weight)
+                        for arm in endpoint.arms
+                    ),
+                    *(
+                        Answerer(arm.name, arm.version, arm.artefact, BUCKETS, cohort.label)
+                        for cohort in assignment.cohorts
+                        for arm in endpoint.arms
+                        if arm.name == cohort.arm
+                    ),
                 ),
+                assignment=assignment,
                 tails=tuple(
                     b","
                     + encode({"version": arm.version, "plan": endpoint.plan, "arm": arm.name})[1:]
@@ -180,13 +195,20 @@ class Tick(msgspec.Struct):
 
     outputs: npt.NDArray[np.float64]
     """Shape (n,) or (n, classes); NaN where no arm had an answer."""
-    chosen: list[int] | None
+    chosen: Places | None
     """Place of the chosen arm a row; None: the first."""
     answered: list[int] | None
     """Place of the arm that answered; None: the chosen one."""
     statuses: bytearray | None
     """None: ok."""
     errors: dict[int, str]
+
+    @property
+    def by(self) -> list[int] | None:
+        """Place of the arm that answered a row; None: the first."""
+        if self.answered is not None or self.chosen is None:
+            return self.answered
+        return self.chosen.tolist()  # type: ignore[no-any-return]
 
 
 class Desk:
@@ -321,7 +343,8 @@ class Desk:
         arrived = time.time_ns() // 1000
         edges = [0]
         n = 0
-        named = united = timed = False
+        named = timed = False
+        units: list[str] = []
         alike = True
         packs = codec.packs
         features: list[tuple[Any, ...]] = []
@@ -339,7 +362,7 @@ class Desk:
             if rows.ids:
                 named = True
             if rows.units:
-                united = True
+                units += rows.units
             if rows.times:
                 timed = True
         if alike:
@@ -361,14 +384,26 @@ class Desk:
                 ids += ask.rows.ids or [
                     f"{prefix}{first + k:x}" for k in range(start, start + len(ask.rows))
                 ]
-        units = _joined(asks, edges, "units", "") if united else ()
-        chosen = None
-        if len(serving.arms) > 1:
-            chosen = self._choose(serving, units, ids, prefix=prefix, first=first, n=n)
+        if units and len(units) < n:
+            units = _joined(asks, edges, "units", "")
+        times = _joined(asks, edges, "times", arrived) if timed else ()
+        assignment = serving.assignment
+        placed = Placed()
+        if assignment.sole != 0:
+            placed = assignment.place(
+                Rows(
+                    names=lambda: ids or [f"{prefix}{first + k:x}" for k in range(n)],
+                    units=units,
+                    times=times,
+                    matrix=matrix,
+                    edges=edges,
+                    headers=[ask.headers for ask in asks] if assignment.headers else (),
+                )
+            )
         rows_in = matrix.tobytes() if packs else b""
         kind = matrix.dtype.str if packs else "<f8"
         matrix = _wide(matrix)
-        tick = self._predict(serving, matrix, chosen, edges)
+        tick = self._predict(serving, matrix, placed.arms, edges)
         now = time.perf_counter()
         latencies = [int((now - ask.began) * 1e6) for ask in asks]
         spent = np.array(latencies, dtype="<u4")
@@ -385,9 +420,9 @@ class Desk:
             prefix=prefix,
             first=first,
             ids=ids,
-            times=_joined(asks, edges, "times", arrived) if timed else (),
+            times=times,
             units=units,
-            chosen=_packed(tick.chosen),
+            chosen=_packed(placed.logged),
             answered=_packed(tick.answered),
             features=() if packs else features if alike else _features(asks, codec),
             matrix=rows_in,
@@ -397,6 +432,7 @@ class Desk:
             latencies=spent.tobytes(),
             statuses=bytes(tick.statuses) if tick.statuses else b"",
             errors=tick.errors,
+            propensities=b"" if placed.propensities is None else placed.propensities.tobytes(),
         )
         self._writer.append(batches=(batch,))
         self._reply(serving, asks, edges, batch, tick)
@@ -404,52 +440,63 @@ class Desk:
         if serving.mirrors:
             self._shadows.append((serving, batch, matrix))
 
-    @staticmethod
-    def _choose(
-        serving: Serving, units: Sequence[str], ids: list[str], *, prefix: str, first: int, n: int
-    ) -> list[int]:
-        arms = tuple(loaded.arm for loaded in serving.arms)
-        salt = serving.edition.salt
-        names = ids or [f"{prefix}{first + k:x}" for k in range(n)]
-        if units:
-            names = [unit or name for unit, name in zip(units, names, strict=True)]
-        return [choose(bucket_of(name, salt), arms) for name in names]
-
     def _predict(
         self,
         serving: Serving,
         matrix: npt.NDArray[Any],
-        chosen: list[int] | None,
+        chosen: Places | None,
         edges: list[int],
     ) -> Tick:
         """Run one model call an arm; where it fails, see on whose rows, and let the fallback answer those."""
         n = len(matrix)
         if chosen is None:
-            tried = _tried(partial(self._run, serving, serving.arms[0]), matrix)
-            if tried is not None and np.isfinite(tried).all():
+            alone = serving.arms[0]
+            tried = _tried(partial(self._run, serving, alone), matrix)
+            if tried is not None and _finite(tried):
                 return Tick(tried, None, None, None, {})
+            found = [(alone, np.arange(n), tried)]
+        else:
+            # The rows of one arm lie together while the models run, so that they are moved once and not by each.
+            order = chosen.argsort(kind="stable")
+            counts = np.bincount(chosen)
+            moved = matrix if counts[-1] == n else matrix[order]
+            found = []
+            start = 0
+            for loaded, count in zip(serving.arms, counts.tolist(), strict=False):
+                if count:
+                    stop = start + count
+                    tried = _tried(partial(self._run, serving, loaded), moved[start:stop])
+                    found.append((loaded, order[start:stop], tried))
+                    start = stop
+            good = [values for _, _, values in found if values is not None]
+            if len(good) == len(found) and len({values.shape[1:] for values in good}) == 1:
+                outputs = np.empty((n, *good[0].shape[1:]))
+                outputs[order] = good[0] if len(good) == 1 else np.concatenate(good)
+                if _finite(outputs):
+                    return Tick(outputs, chosen, None, None, {})
+        return self._rescue(serving, matrix, chosen, edges, found)
+
+    def _rescue(
+        self,
+        serving: Serving,
+        matrix: npt.NDArray[Any],
+        chosen: Places | None,
+        edges: list[int],
+        found: list[tuple[Loaded, Places, npt.NDArray[np.float64] | None]],
+    ) -> Tick:
+        """Put together what the arms gave where one of them raised, or gave what is no answer."""
+        n = len(matrix)
         outputs: npt.NDArray[np.float64] | None = None
         troubled: dict[int, str] = {}
-        places = np.array(chosen) if chosen is not None else None
-        for position, loaded in enumerate(serving.arms):
-            if places is None and position:
-                break
-            rows = np.arange(n) if places is None else np.flatnonzero(places == position)
-            if not len(rows):
-                continue
-            whole = len(rows) == n
-            part = matrix if whole else matrix[rows]
-            run = partial(self._run, serving, loaded)
-            values = None if places is None else _tried(run, part)
+        for loaded, rows, tried in found:
+            values = tried
             if values is None:
+                run = partial(self._run, serving, loaded)
                 values = _one_by_one(run, matrix, rows, edges, troubled)
             if not np.isfinite(values).all():
                 bad = ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
                 for k in rows[bad].tolist():
                     troubled.setdefault(k, NOT_A_NUMBER)
-            if whole:
-                outputs = values
-                break
             if outputs is None:
                 outputs = np.full((n, *values.shape[1:]), np.nan)
             if outputs.shape[1:] == values.shape[1:]:
@@ -490,7 +537,7 @@ class Desk:
         """Let the fallback answer the rows that the chosen arm failed on; what is left has no answer."""
         n = len(matrix)
         tick.statuses = bytearray(n)
-        chosen = tick.chosen or [0] * n
+        chosen: list[int] = [0] * n if tick.chosen is None else tick.chosen.tolist()
         tick.answered = list(chosen)
         tick.outputs = np.array(tick.outputs)
         fallback = serving.fallback
@@ -533,13 +580,13 @@ class Desk:
             self.unsynced = True
         outputs = tick.outputs
         texts: list[bytes] | None = None
-        answered = tick.answered or tick.chosen
+        answered = tick.by
         made = b'"%s' % batch.prefix.encode()
         tails = serving.tails
         for place, ask in enumerate(asks):
             start, stop = edges[place], edges[place + 1]
             if tick.statuses is not None and tick.statuses[start] == ERROR:
-                self._refuse(serving, ask, tick, start, stop)
+                _refuse(serving, ask, tick, start, stop)
             elif ask.protocol is not None:
                 answers = Answers(batch, outputs[start:stop], start, stop)
                 ask.answer, ask.content = ask.protocol.encode(serving, ask, answers)
@@ -559,24 +606,23 @@ class Desk:
             if durable:
                 ask.waits = True
 
-    @staticmethod
-    def _refuse(serving: Serving, ask: Ask, tick: Tick, start: int, stop: int) -> None:
-        k = next(k for k in range(start, stop) if tick.errors[k] != ANOTHER_ROW)
-        arm = serving.arms[tick.chosen[k] if tick.chosen else 0].arm
-        ask.refuse(
-            503,
-            f"The model of {arm.model}/{arm.version} failed on row {k - start}: {tick.errors[k]}.",
-        )
-
     def _count(self, serving: Serving, tick: Tick, latencies: list[int], edges: list[int]) -> None:
         name = serving.edition.name
-        answered = tick.answered or tick.chosen
+        answered = tick.by
         if answered is None:
             arm = serving.arms[0].arm
             rows = None if edges[-1] == len(latencies) else [b - a for a, b in pairwise(edges)]
             self.meters.answered(name, arm.name, arm.version, "ok", latencies, rows)
             return
         groups: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        if tick.statuses is None and edges[-1] == len(latencies):
+            own: list[list[int]] = [[] for _ in serving.arms]
+            for place, latency in zip(answered, latencies, strict=True):
+                own[place].append(latency)
+            for loaded, of in zip(serving.arms, own, strict=True):
+                if of:
+                    self.meters.answered(name, loaded.arm.name, loaded.arm.version, "ok", of)
+            return
         if edges[-1] == len(latencies):  # one row a request, mostly
             for key, latency in zip(
                 zip(answered, tick.statuses or bytes(edges[-1]), strict=True),
@@ -607,9 +653,10 @@ class Desk:
         """Compute and log what the mirrors would have said to requests that are answered."""
         work, self._shadows = self._shadows, []
         batches = [
-            _mirrored(serving, loaded, batch, matrix)
+            made
             for serving, batch, matrix in work
             for loaded in serving.mirrors
+            if (made := _mirrored(serving, loaded, batch, matrix)) is not None
         ]
         if not batches:
             return
@@ -632,6 +679,15 @@ class Desk:
     def sync(self) -> None:
         """Bring the log to the disk. Raises Unavailable."""
         self._writer.sync()
+
+
+def _refuse(serving: Serving, ask: Ask, tick: Tick, start: int, stop: int) -> None:
+    k = next(k for k in range(start, stop) if tick.errors[k] != ANOTHER_ROW)
+    arm = serving.arms[0 if tick.chosen is None else tick.chosen[k]].arm
+    ask.refuse(
+        503,
+        f"The model of {arm.model}/{arm.version} failed on row {k - start}: {tick.errors[k]}.",
+    )
 
 
 def _probed(serving: Serving, arm: Arm, values: npt.NDArray[np.float64]) -> Answers:
@@ -690,7 +746,7 @@ def _joined(asks: Sequence[Ask], edges: list[int], field: str, otherwise: Any) -
     return joined
 
 
-def _packed(places: list[int] | None) -> bytes:
+def _packed(places: Places | list[int] | None) -> bytes:
     return b"" if places is None else np.array(places, dtype="<u2").tobytes()
 
 
@@ -708,6 +764,12 @@ def _values(loaded: Loaded, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float64]
     if values.shape[:1] != (len(matrix),) or values.ndim > 2:
         raise ValueError(f"it gave answers of shape {values.shape} for {len(matrix)} rows")
     return values
+
+
+def _finite(values: npt.NDArray[np.float64]) -> bool:
+    """Tell whether all values are finite, in a tenth of the time of ``isfinite`` for few of them."""
+    # A sum of squares is finite only if all are; where it overflows, each is looked at.
+    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
 
 
 def _tried(
@@ -747,10 +809,21 @@ def _one_by_one(
     return np.full(len(rows), np.nan) if outputs is None else outputs
 
 
-def _mirrored(serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]) -> Batch:
-    """Let one mirror answer a batch; what it raises is recorded, and harms nobody."""
+def _mirrored(
+    serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]
+) -> Batch | None:
+    """Let one mirror answer the rows that it sees; what it raises is recorded, and harms nobody. None: it sees none."""
     began = time.perf_counter()
-    n = batch.rows
+    ids, times, units = batch.ids, batch.times or [batch.arrived] * batch.rows, batch.units
+    if 0 < loaded.arm.weight < BUCKETS:
+        rows = serving.assignment.mirrored(loaded.arm, units, batch.identities).tolist()
+        if not rows:
+            return None
+        matrix = matrix[rows]
+        known = batch.identities()
+        ids, times = [known[k] for k in rows], [times[k] for k in rows]
+        units = [units[k] for k in rows] if units else units
+    n = len(matrix)
     errors: dict[int, str] = {}
     try:
         outputs = _values(loaded, matrix)
@@ -769,15 +842,15 @@ def _mirrored(serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArra
         endpoint=batch.endpoint,
         plan=batch.plan,
         arms=serving.names,
-        answerers=(Answerer(arm.name, arm.version, arm.artefact, 0),),
+        answerers=(Answerer(arm.name, arm.version, arm.artefact, arm.weight or BUCKETS),),
         arrived=time.time_ns() // 1000,
         mirror=True,
         rows=n,
         prefix=batch.prefix,
         first=batch.first,
-        ids=batch.ids,
-        times=batch.times or [batch.arrived] * n,
-        units=batch.units,
+        ids=ids,
+        times=times,
+        units=units,
         outputs=outputs.tobytes(),
         classes=outputs.shape[1] if outputs.ndim == 2 else 0,
         latencies=np.array([(time.perf_counter() - began) * 1e6], dtype="<u4").tobytes(),

@@ -87,6 +87,11 @@ class Publisher:
             fallback=plan.fallback if plan else "",
             arms=_rebalanced(arms, plan.fallback if plan else ""),
             mirrors=tuple(mirrors),
+            # Of a cohort whose arm is refused, the rows are assigned like all others.
+            cohorts=plan.cohorts if plan else (),
+            policy=plan.policy if plan else None,
+            gap=plan.gap if plan and not plan.arms else "refuse",
+            gap_seconds=plan.gap_seconds if plan else 0.0,
             refused="; ".join(refusals),
         )
 
@@ -147,11 +152,12 @@ class Publisher:
 
 
 def _rebalanced(arms: list[Arm], fallback: str) -> tuple[Arm, ...]:
-    """Give the buckets of refused arms to the fallback, else to the first arm that is left."""
+    """Give the buckets of refused arms to the fallback, else to the first arm with a weight, else to the first."""
     missing = BUCKETS - sum(arm.weight for arm in arms)
     if not arms or not missing:
         return tuple(arms)
-    heir = next((i for i, arm in enumerate(arms) if arm.name == fallback), 0)
+    order = sorted(range(len(arms)), key=lambda i: (arms[i].name != fallback, not arms[i].weight))
+    heir = order[0]
     arms[heir] = msgspec.structs.replace(arms[heir], weight=arms[heir].weight + missing)
     return tuple(arms)
 

@@ -18,6 +18,7 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
+from keepwell.serving.gaps import Gap
 from keepwell.serving.gate import DENIED, OPEN, Gate
 from keepwell.serving.intake import MAX_PENDING_BYTES, refuse
 from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openinference
@@ -104,6 +105,8 @@ class Head(msgspec.Struct, frozen=True):
     endpoint: str = ""
     seconds: float = 0.0
     """So long its caller waits; 0: for as long as it takes."""
+    headers: Mapping[bytes, bytes] = {}
+    """Those that a plan's cohorts look at."""
     call: Call | None = None
     """For another protocol than plain rows: the request, but for its body and time."""
 
@@ -126,6 +129,12 @@ class Floor:
         self.connections: set[Connection] = set()
         self.draining = False
         self.heads: dict[bytes, Head] = {}
+        self.kept = HEADERS
+        """Names of the headers that are kept of a request."""
+        self.cohort_headers: frozenset[bytes] = frozenset()
+        """Those of them that the plans in force look at."""
+        self.gap: Gap[tuple[Ask, Caller, Slot]] = Gap()
+        self._gap_at: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._sync_at: asyncio.TimerHandle | None = None
         self._sync_problem = ""
@@ -172,6 +181,8 @@ class Floor:
             waits = self.desk.waits
             self._held += [each for each in work if waits(each[0].endpoint)]
             work = [each for each in work if not waits(each[0].endpoint)]
+        if self.gap.seconds:
+            work = self._hold(work)
         desk = self.desk
         intake = desk.intake
         # Mostly everything fits, whichever endpoint it is for: then no request costs a look at its own pace.
@@ -263,6 +274,41 @@ class Floor:
                 self.loop.call_soon(self.tick)
         for each in told:
             each(problem)
+
+    def look_at_plans(self) -> None:
+        """Keep the headers that the plans in force look at, and answer what waited for a plan with arms."""
+        endpoints = self.desk.endpoints
+        found = frozenset[bytes]().union(*(s.assignment.headers for s in endpoints.values()))
+        if found != self.cohort_headers:
+            self.cohort_headers = found
+            self.kept = HEADERS | found
+            self.heads.clear()  # they were read without these
+        for ask, caller, slot in self.gap.look(endpoints):
+            self.submit(ask, caller, slot)
+
+    def _hold(self, work: list[tuple[Ask, Caller, Slot]]) -> list[tuple[Ask, Caller, Slot]]:
+        """Let the requests wait whose plan has no arms for now, and give the others."""
+        work, refused = self.gap.part(work)
+        for each in refused:
+            self._shed(*each)
+        if self.gap.held:
+            if self._gap_at is not None:
+                self._gap_at.cancel()
+            wait = max(self.gap.next() - time.perf_counter(), 0.0)
+            self._gap_at = self.loop.call_later(wait, self._end_waits)
+        return work
+
+    def _end_waits(self) -> None:
+        self._gap_at = None
+        for each in self.gap.expired(time.perf_counter()):
+            self._shed(*each)
+        self._hold([])
+
+    def drain(self) -> None:
+        """Take no connection for longer than its requests; what waits for a plan is told to come again."""
+        self.draining = True
+        for each in self.gap.close():
+            self._shed(*each)
 
     def look_at_tokens(self) -> None:
         """Let in whom the file of tokens names now; a head that was read before is read again."""
@@ -358,6 +404,8 @@ class Connection(asyncio.Protocol):
                 self._slots.append(slot)
                 if known.call is None:
                     ask = Ask(known.endpoint, data[end:], time.perf_counter())
+                    if known.headers:
+                        ask.headers = known.headers
                     if known.seconds:
                         ask.deadline = ask.began + known.seconds
                     floor.submit(ask, self, slot)
@@ -432,7 +480,7 @@ class Connection(asyncio.Protocol):
         lower = name.lower()
         if lower == b"content-length" and value.isdigit() and int(value) > MAX_BODY:
             raise _Limit(413, f"The body is larger than {MAX_BODY:,} bytes.")
-        if lower in HEADERS:
+        if lower in self._floor.kept:
             self._headers[lower] = value
         if lower == b"transfer-encoding":
             self._chunked = True
@@ -473,9 +521,11 @@ class Connection(asyncio.Protocol):
             return
         if method == b"POST" and path.startswith("/v1/endpoints/") and path.endswith("/predict"):
             name = path[len("/v1/endpoints/") : -len("/predict")]
+            looked = self._floor.cohort_headers
+            headers = {h: v for h, v in self._headers.items() if h in looked} if looked else {}
             if not (self._expect or self._chunked or slot.close):
-                self._known = Head(len(self._body), name, seconds)
-            ask = Ask(name, bytes(self._body), began)
+                self._known = Head(len(self._body), name, seconds, headers)
+            ask = Ask(name, bytes(self._body), began, headers=headers)
             if seconds:
                 ask.deadline = began + seconds
             self._floor.submit(ask, self, slot)
@@ -690,6 +740,10 @@ def _describe(desk: Desk) -> dict[str, Any]:
                 "columns": list(serving.codec.names) if serving.codec else [],
                 "arms": [_arm(loaded.arm) for loaded in serving.arms],
                 "mirrors": [_arm(loaded.arm) for loaded in serving.mirrors],
+                "cohorts": [
+                    {"cohort": cohort.label, "arm": cohort.arm}
+                    for cohort in serving.assignment.cohorts
+                ],
                 "left_out": list(serving.left_out),
             }
             for name, serving in desk.endpoints.items()

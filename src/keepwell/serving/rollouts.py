@@ -492,5 +492,11 @@ def arm_of(version: ModelVersion, *, name: str = "challenger") -> Arm:
 def describe_plan(plan: TrafficPlan) -> str:
     """Say in a line who answers: ``v3 100% (4f2a...), mirrors v4``."""
     arms = ", ".join(f"v{a.version} {a.weight / 100:g}% ({short(a.artefact)})" for a in plan.arms)
-    mirrors = ", ".join(f"v{a.version}" for a in plan.mirrors)
-    return (arms or "nobody") + (f", mirrors {mirrors}" if mirrors else "")
+    cohorts = "".join(f", {cohort.label} to {cohort.arm}" for cohort in plan.cohorts)
+    drawn = f", drawn by {plan.policy.kind}" if plan.policy else ""
+    mirrors = ", ".join(
+        f"v{a.version}" + (f" {a.weight / 100:g}%" if 0 < a.weight < BUCKETS else "")
+        for a in plan.mirrors
+    )
+    held = f" (requests wait {plan.gap_seconds:g} s)" if plan.gap == "hold" and not arms else ""
+    return (arms or "nobody") + held + cohorts + drawn + (f", mirrors {mirrors}" if mirrors else "")

@@ -54,7 +54,7 @@ async def serve(
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
-    await _refresh(desk, loader, shelf)
+    await _refresh(floor, loader, shelf)
     # First, so that a worker that says it is ready is ready by either protocol.
     calls = await _listen_grpc(floor, grpc) if grpc else None
     server = await loop.create_server(lambda: Connection(floor), sock=listening)
@@ -63,7 +63,7 @@ async def serve(
     while not stop.is_set():
         generation = shelf.generation()
         if generation not in {desk.edition, failed}:
-            failed = -1 if await _refresh(desk, loader, shelf) else generation
+            failed = -1 if await _refresh(floor, loader, shelf) else generation
         if loop.time() - shared > 0.5:
             desk.meters.share()
             floor.look_at_tokens()
@@ -72,7 +72,7 @@ async def serve(
             await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
         except TimeoutError:
             continue
-    floor.draining = True
+    floor.drain()
     server.close()
     ending = asyncio.ensure_future(calls.stop(DRAIN_SECONDS)) if calls is not None else None
     began = loop.time()
@@ -93,9 +93,10 @@ async def _listen_grpc(floor: Floor, address: str) -> Any:
     return await protocol.start(floor, address)
 
 
-async def _refresh(desk: Desk, loader: Loader, shelf: Shelf) -> bool:
+async def _refresh(floor: Floor, loader: Loader, shelf: Shelf) -> bool:
     """Load the newest edition beside the loop, then flip; the old one answers meanwhile. False if it cannot."""
     loop = asyncio.get_running_loop()
+    desk = floor.desk
     try:
         edition = shelf.read()
         endpoints = await loop.run_in_executor(None, loader.load, edition)
@@ -108,6 +109,7 @@ async def _refresh(desk: Desk, loader: Loader, shelf: Shelf) -> bool:
     desk.endpoints = endpoints
     desk.edition = edition.number
     desk.problem = ""
+    floor.look_at_plans()
     return True
 
 

@@ -190,6 +190,12 @@ class Inference:
             endpoint=request.model_name, body=b"", began=began, protocol=GrpcInference(request)
         )
         ask.size = len(body)
+        wanted = self._floor.cohort_headers
+        if wanted:
+            sent = ((k.encode(), v) for k, v in context.invocation_metadata() or ())
+            ask.headers = {
+                k: v if isinstance(v, bytes) else v.encode() for k, v in sent if k in wanted
+            }
         left = context.time_remaining()
         if left is not None:
             ask.deadline = began + max(left, 1e-6)
