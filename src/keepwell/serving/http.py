@@ -17,7 +17,7 @@ import msgspec
 
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
-from keepwell.serving.codec import encode, encode_error, event_time
+from keepwell.serving.codec import NOT_JSON, encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
 from keepwell.serving.gaps import Gap
 from keepwell.serving.gate import DENIED, OPEN, Gate
@@ -719,6 +719,14 @@ class Connection(asyncio.Protocol):
 
     def _route(self, slot: Slot, call: Call, seconds: float) -> bool:
         """Let the protocol answer whose path it is; True if the desk is asked."""
+        try:
+            return self._routed(slot, call, seconds)
+        except Exception as error:  # noqa: BLE001
+            # The outermost door of what is answered at once: a request without an answer would hold up those behind it.
+            self.fill(slot, 500, encode_error(f"{type(error).__name__}: {error}"[:500]))
+            return False
+
+    def _routed(self, slot: Slot, call: Call, seconds: float) -> bool:
         for protocol in PROTOCOLS:
             routed = protocol.route(self._floor.desk, call)
             if isinstance(routed, Ask):
@@ -790,7 +798,7 @@ class Connection(asyncio.Protocol):
             if rows:
                 self._floor.sync_later()
             self._accept(slot, len(rows), "")
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             self.fill(
                 slot,
                 422,

@@ -153,6 +153,10 @@ class Pool:
         """List the process ids of the workers that serve and stay."""
         return [worker.process.pid for worker in self._workers]
 
+    def serving(self) -> int:
+        """Count the workers that have loaded what is to be served and take connections."""
+        return sum(worker.alive() and worker.problem == "" for worker in self._workers)
+
     def _spawn(self) -> _Worker:
         self._next += 1
         self._spawned = time.monotonic()
@@ -164,6 +168,8 @@ class Pool:
             "--number", str(self._next), "--parent", str(os.getpid()),
             "--grpc", self._grpc, "--terms", self._terms, "--told", str(tells),
         ]  # fmt: skip
+        if self.serving():
+            command.append("--beside")
         # One thread each for the numeric libraries: parallelism is the number of workers.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:

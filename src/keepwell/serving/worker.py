@@ -50,10 +50,12 @@ async def serve(
     grpc: str = "",
     terms: Terms,
     told: int = -1,
+    beside: bool = False,
 ) -> None:
     """Serve until SIGTERM, or until SIGHUP if others follow, then let what is under way finish.
 
     ``told`` is a descriptor to which a line is written each time that something was loaded: empty, or what is wrong.
+    ``beside``: others serve, so connections are left to them until something is loaded here.
     """
     loop = asyncio.get_running_loop()
     name = worker_name(number, os.getpid())
@@ -67,7 +69,15 @@ async def serve(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
     loop.add_signal_handler(signal.SIGHUP, partial(_set, followed, stop))
-    await _refresh(floor, loader, shelf)
+    loaded = await _refresh(floor, loader, shelf)
+    tried = shelf.generation()
+    while beside and not loaded and not stop.is_set():
+        _tell(told, desk.problem)
+        while shelf.generation() == tried and not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+        tried = shelf.generation()
+        loaded = await _refresh(floor, loader, shelf)
     # First, so that a worker that says it is ready is ready by either protocol.
     calls = await _listen_grpc(floor, grpc) if grpc else None
     server = await loop.create_server(lambda: Connection(floor), sock=listening)
@@ -154,6 +164,7 @@ def main() -> None:
     parser.add_argument("--grpc", default="")
     parser.add_argument("--terms", default="{}")
     parser.add_argument("--told", type=int, default=-1)
+    parser.add_argument("--beside", action="store_true")
     given = parser.parse_args()
     # A tick makes thousands of short-lived tuples, none of them in a cycle.
     gc.set_threshold(50_000, 20, 100)
@@ -168,6 +179,7 @@ def main() -> None:
             grpc=given.grpc,
             terms=msgspec.json.decode(given.terms, type=Terms),
             told=given.told,
+            beside=given.beside,
         )
     )
 

@@ -271,7 +271,7 @@ def _writing(
                     raise InvalidInput(f"The body is larger than {MAX_BODY:,} bytes.")
             try:
                 given = msgspec.json.decode(content, type=body)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise InvalidInput(f"{error}.", where="body") from error
             return _json(await run_in_threadpool(function, request, given), 201)
         except KeepwellError as error:
