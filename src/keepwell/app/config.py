@@ -77,14 +77,25 @@ def read_settings(folder: Path) -> Settings:
             where=f"{path}: server.gateway_port",
             todo="Give them two; 0 takes a free one.",
         )
+    from keepwell.serving.controllers import rules_of
     from keepwell.serving.strategies import STRATEGIES
 
-    if settings.rollout.strategy not in STRATEGIES.names():
-        raise InvalidInput(
-            f"There is no strategy {settings.rollout.strategy!r}.",
-            where=f"{path}: rollout.strategy",
-            todo=near_miss(settings.rollout.strategy, STRATEGIES.names()),
-        )
+    shared = msgspec.to_builtins(settings.rollout)
+    stages = [name.strip() for name in settings.rollout.strategy.split(",")]
+    for place, name in [
+        *(("rollout.strategy", name) for name in stages),
+        *((f"strategies.{name}", name) for name in settings.strategies),
+    ]:
+        if name not in STRATEGIES.names():
+            raise InvalidInput(
+                f"There is no strategy {name!r}.",
+                where=f"{path}: {place}",
+                todo=near_miss(name, STRATEGIES.names()),
+            )
+        try:
+            rules_of(name, shared, settings.strategies.get(name))
+        except InvalidInput as error:
+            raise InvalidInput(error.what, where=f"{path}: {place}", todo=error.todo) from error
     return settings
 
 

@@ -35,6 +35,7 @@ from keepwell.serving.application import HttpApplication
 if TYPE_CHECKING:
     import polars as pl
 
+    from keepwell.serving.controllers import Labels
     from keepwell.serving.rollouts import RolloutDriver
     from keepwell.serving.segments import SegmentLog
     from keepwell.watch.watcher import Watcher
@@ -219,7 +220,18 @@ class State:
             clock=self.clock,
             gain_of=lambda model: gain_of(self.project, model, metric=self.settings.rollout.metric),
             settings=_plain(self.settings.rollout),
+            strategies=self.settings.strategies,
+            labels_of=self._labels_of,
         )
+
+    def _labels_of(self, endpoint: str) -> Labels:
+        """Tell what a decision without an outcome counts as, and when."""
+        from keepwell.serving.controllers import Labels
+
+        declared = self.settings.endpoints.get(endpoint)
+        if declared is None or declared.default_outcome is None:
+            return Labels()
+        return Labels(duration(declared.outcome_expires), declared.default_outcome)
 
     @property
     def context(self) -> Context:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -129,7 +129,7 @@ class RolloutSettings(Values, frozen=True, kw_only=True):
     """``[rollout]``: how a renewed version takes over."""
 
     strategy: str = "champion-challenger"
-    """Name in the catalog of strategies: ``basic``, ``canary``, ``champion-challenger``."""
+    """Name in the catalog of strategies, or several that follow one another: ``"shadow, canary, ab"``."""
     metric: Literal["loss", "kpi"] = "loss"
     """What the two are compared by: the proper loss of their probabilities, or the project's money rule."""
     alpha: Share = 0.05
@@ -138,8 +138,6 @@ class RolloutSettings(Values, frozen=True, kw_only=True):
     """Decisions of the challenger (with their labels, where it is compared by them) before any promotion."""
     max_days: Limit = 28.0
     """A challenger that has not won by then is refused; days of event time."""
-    canary_share: Share = 0.05
-    """Share of the traffic that a canary answers."""
 
 
 class RenewalSettings(Values, frozen=True, kw_only=True):
@@ -206,6 +204,8 @@ class Settings(Values, frozen=True, kw_only=True):
     policy: PolicySettings = PolicySettings()
     endpoints: dict[str, EndpointSettings] = {}
     rollout: RolloutSettings = RolloutSettings()
+    strategies: dict[str, dict[str, Any]] = {}
+    """``[strategies.NAME]``: the rules of one strategy."""
     renewal: RenewalSettings = RenewalSettings()
     monitors: MonitorSettings = MonitorSettings()
     alerts: tuple[AlertSettings, ...] = ()

@@ -9,6 +9,7 @@ where the reader finds and reports it.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import struct
 import threading
@@ -200,9 +201,15 @@ class SegmentLog:
         self._whole: set[str] = set()
         """Parts that were compared with their checksums."""
 
-    def read(self, cursor: Mapping[str, int], *, limit: int = 50_000) -> LogBatch:
+    def read(
+        self,
+        cursor: Mapping[str, int],
+        *,
+        limit: int = 50_000,
+        until: Mapping[str, int] | None = None,
+    ) -> LogBatch:
         """See ``keepwell.core.ports.predictionlog.PredictionLog``. Raises Corrupt if the manifest is damaged."""
-        reading = _Reading(dict(cursor), limit)
+        reading = _Reading(dict(cursor), limit, until)
         # The folder first: a segment that is removed later is in the manifest that is read after it.
         names = {path.name for path in self._folder.glob("*.seg")}
         held = self._manifest.read()
@@ -210,6 +217,8 @@ class SegmentLog:
             start = reading.places.get(name, 0)
             if reading.full:
                 break
+            if start >= reading.last(name):
+                continue
             if name not in held.segments:
                 try:
                     self._read_segment(name, start, reading)
@@ -230,6 +239,8 @@ class SegmentLog:
             return
         reading.places[name] = start
         for end, predictions, outcomes in read_frames(path, start, reading.torn):
+            if end > reading.last(name):
+                break
             reading.predictions.extend(predictions)
             reading.outcomes.extend(outcomes)
             reading.places[name] = end
@@ -252,6 +263,7 @@ class SegmentLog:
         ends = tables.read_places(folder, found, name, start)
         left = reading.limit - len(reading.predictions) - len(reading.outcomes)
         end = ends[left - 1] if len(ends) > left else held.segments[name]
+        end = int(min(end, reading.last(name)))
         predictions, outcomes = tables.read_records(folder, found, name, start, end)
         reading.predictions.extend(predictions)
         reading.outcomes.extend(outcomes)
@@ -261,12 +273,17 @@ class SegmentLog:
 class _Reading:
     """What one call has read so far."""
 
-    def __init__(self, places: dict[str, int], limit: int) -> None:
+    def __init__(self, places: dict[str, int], limit: int, until: Mapping[str, int] | None) -> None:
         self.places = places
         self.limit = limit
+        self._until = until
         self.predictions: list[Prediction] = []
         self.outcomes: list[Outcome] = []
         self.torn: list[str] = []
+
+    def last(self, name: str) -> float:
+        """Give the byte behind which nothing of a segment is wanted."""
+        return math.inf if self._until is None else self._until.get(name, 0)
 
     @property
     def full(self) -> bool:

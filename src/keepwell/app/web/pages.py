@@ -34,11 +34,12 @@ from keepwell.core.records.lifecycle import (
     StepResult,
 )
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
+from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.statements import read_evidence
-from keepwell.serving.rollouts import describe_plan, latest_plan
+from keepwell.serving.plans import describe_plan, latest_plan
 from keepwell.watch.health import health
 
 _HERE = Path(__file__).parent
