@@ -23,7 +23,7 @@ def study(quick: bool) -> list[Row]:
     runs, turns_played = (20, 2) if quick else (200, 4)
     rows = []
     for name, rates in PROBLEMS.items():
-        if quick and rates != PROBLEMS["10%/5%/5%/5%"]:
+        if quick and name != "50%/30%/30%/30%":  # one swap tells most where gaps are large
             continue
         truth = np.array(rates)
         turns = [np.roll(truth, turn) for turn in range(turns_played)]
