@@ -43,7 +43,7 @@ def _market(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
 
 def study(quick: bool) -> list[Row]:
     """Attribute many months of orders, and as many switchbacks of a shared market."""
-    runs = 40 if quick else 400
+    runs = 20 if quick else 400
     rng = np.random.default_rng(SEED)
     truth = UPLIFT * 20 * np.exp(0.6**2 / 2 + 0.4**2 / 2)
     months = []
