@@ -13,6 +13,8 @@ from keepwell.stats import _arrays
 # A named cause leaves the rest of the traffic at its planned shares: this is the level at which
 # the rest may look different by accident.
 REST_ALPHA = 0.01
+# A story of some segments must be this much likelier than "everywhere alike" to be told.
+LIKELIER = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,21 +108,20 @@ def mismatch_cause(
         message = f"each dimension must hold the same units, received {totals}"
         raise ValueError(message)
     freedom = planned.size - 1
-    alike = float(_ratio(whole[None], planned)[0])
-    best: tuple[float, str | None, list[int], int] = (alike, None, [], 1)
+    alike = float(_ratio(whole[None], planned)[0]) + 2 * math.log(LIKELIER)
+    best: tuple[float, str | None, list[int], float] = (alike, None, [], 0.0)
     for name, table in tables.items():
-        candidates = _runs(len(table)) if name in ordered else _worst_first(table, planned)
+        candidates, prices = _runs(len(table)) if name in ordered else _worst_first(table, planned)
         if not candidates:
             continue
         inside = np.stack([table[chosen].sum(axis=0) for chosen in candidates])
-        found = _ratio(inside, planned)
-        top = int(found.argmax())
-        rest = float(special.chdtrc(freedom, _ratio((whole - inside[top])[None], planned)[0]))
-        score = float(found[top]) - 2 * math.log(len(candidates))
         # Twice the log of the number of stories is what picking the best of them wins by chance.
-        if score > best[0] and rest >= REST_ALPHA:
-            best = (score, name, candidates[top], len(candidates))
-    _, dimension, chosen, stories = best
+        scores = _ratio(inside, planned) - 2 * np.asarray(prices)
+        rest = special.chdtrc(freedom, _ratio(whole - inside, planned))
+        top = int(np.where(rest >= REST_ALPHA, scores, -np.inf).argmax())
+        if scores[top] > best[0] and rest[top] >= REST_ALPHA:
+            best = (float(scores[top]), name, candidates[top], prices[top])
+    _, dimension, chosen, price = best
     held = whole if dimension is None else tables[dimension][chosen].sum(axis=0)
     p_value = float(special.chdtrc(freedom, _ratio(held[None], planned)[0]))
     elsewhere = _ratio((whole - held)[None], planned)[0]
@@ -131,7 +132,7 @@ def mismatch_cause(
         counts=tuple(int(count) for count in held),
         shares=tuple(float(count) for count in held / max(held.sum(), 1)),
         excess=tuple(float(count) for count in held - held.sum() * planned),
-        p_value=min(1.0, p_value * stories * (len(tables) if dimension else 1)),
+        p_value=min(1.0, p_value * math.exp(price) * (len(tables) if dimension else 1)),
         rest_p_value=float(special.chdtrc(freedom, elsewhere)),
         arms=called,
     )
@@ -151,17 +152,27 @@ def _ratio(counts: _arrays.FloatArray, planned: _arrays.FloatArray) -> _arrays.F
     return np.asarray(2 * special.rel_entr(counts, expected).sum(axis=1))
 
 
-def _worst_first(table: _arrays.FloatArray, planned: _arrays.FloatArray) -> list[list[int]]:
-    """List the most deviating segment, the two most, and so on, but never all of them."""
+def _worst_first(
+    table: _arrays.FloatArray, planned: _arrays.FloatArray
+) -> tuple[list[list[int]], list[float]]:
+    """List the most deviating segment, the two most, and so on, but never all of them.
+
+    Of k segments among s there are at most s^k stories; the second list gives its logarithm.
+    """
     order = np.argsort(-_ratio(table, planned), kind="stable")
-    return [sorted(order[: many + 1].tolist()) for many in range(len(table) - 1)]
+    sizes = range(1, len(table))
+    return (
+        [sorted(order[:many].tolist()) for many in sizes],
+        [many * math.log(len(table)) for many in sizes],
+    )
 
 
-def _runs(segments: int) -> list[list[int]]:
-    """List the runs of neighbours, but never all of them."""
-    return [
+def _runs(segments: int) -> tuple[list[list[int]], list[float]]:
+    """List the runs of neighbours, but never all of them, and the logarithm of their number."""
+    runs = [
         list(range(start, stop))
         for start in range(segments)
         for stop in range(start + 1, segments + 1)
         if stop - start < segments
     ]
+    return runs, [math.log(len(runs))] * len(runs)
