@@ -21,8 +21,8 @@ import msgspec
 import polars as pl
 import uvloop
 
+from keepwell.app.pulse import Pulse
 from keepwell.app.wiring import State
-from keepwell.app.worker import Pulse
 from keepwell.core.clock import DAY, Time
 from keepwell.core.errors import NotFound, Unavailable
 from keepwell.core.records.lifecycle import Activation, Release

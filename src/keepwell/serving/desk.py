@@ -608,6 +608,7 @@ class Desk:
 
     def _count(self, serving: Serving, tick: Tick, latencies: list[int], edges: list[int]) -> None:
         name = serving.edition.name
+        self.meters.ticked(name, len(latencies), edges[-1])
         answered = tick.by
         if answered is None:
             arm = serving.arms[0].arm

@@ -18,9 +18,11 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
+from keepwell.serving.exposition import CONTENT_TYPE
 from keepwell.serving.gaps import Gap
 from keepwell.serving.gate import DENIED, OPEN, Gate
 from keepwell.serving.intake import MAX_PENDING_BYTES, refuse
+from keepwell.serving.metrics import gateway_page
 from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openinference
 
 MAX_BODY = 16 * 1024 * 1024
@@ -63,7 +65,7 @@ _JSON_HEADS = [
 ]
 """Heads of good answers that are as short as most are."""
 _BEARER = JSON + b"\r\nwww-authenticate: Bearer"
-_TEXT = b"text/plain; version=0.0.4"
+_TEXT = CONTENT_TYPE.encode()
 PROTOCOLS = (openinference, mlflow)
 """Who is asked, in this order, for a path that plain rows do not answer."""
 
@@ -142,6 +144,8 @@ class Floor:
         self._held: list[tuple[Ask, Caller, Slot]] = []
         self._syncs = 0
         self._threads = ThreadPoolExecutor(MAX_SYNCS + 1, "sync")
+        self._undelivered = 0
+        """Requests that are computed and wait for the disk."""
 
     def submit(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
@@ -209,7 +213,8 @@ class Floor:
             else:
                 caller.fill(slot, ask.status, ask.answer, content=ask.content)
         if waiting:
-            self.when_durable(partial(_release, waiting))
+            self._undelivered += len(waiting)
+            self.when_durable(partial(self._release, waiting))
         if desk.shadowing:
             self.loop.call_soon(self._shadow)
         if desk.unsynced:
@@ -247,6 +252,7 @@ class Floor:
 
     def _sync_in_thread(self, told: list[Callable[[str], None]]) -> None:
         problem = ""
+        began = time.perf_counter()
         try:
             self.desk.sync()
         except KeepwellError as error:
@@ -256,9 +262,11 @@ class Floor:
             problem = f"{type(error).__name__}: {error}"
         # A worker that has drained is gone without waiting for the disk's last word.
         with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._synced, told, problem)
+            seconds = time.perf_counter() - began
+            self.loop.call_soon_threadsafe(self._synced, told, problem, seconds)
 
-    def _synced(self, told: list[Callable[[str], None]], problem: str) -> None:
+    def _synced(self, told: list[Callable[[str], None]], problem: str, seconds: float) -> None:
+        self.desk.meters.synced(seconds, failed=bool(problem))
         if problem or self.desk.problem == self._sync_problem:
             self.desk.problem = problem  # and a disk that takes it again ends the problem
         self._sync_problem = problem
@@ -310,6 +318,18 @@ class Floor:
         for each in self.gap.close():
             self._shed(*each)
 
+    def _release(self, work: list[tuple[Ask, Caller, Slot]], problem: str) -> None:
+        self._undelivered -= len(work)
+        for ask, caller, slot in work:
+            if problem:
+                ask.refuse(503, problem)
+            caller.fill(slot, ask.status, ask.answer, content=ask.content)
+
+    @property
+    def waiting(self) -> int:
+        """Count the requests that have no answer yet."""
+        return len(self.pending) + len(self._held) + self._undelivered
+
     def look_at_tokens(self) -> None:
         """Let in whom the file of tokens names now; a head that was read before is read again."""
         if self.gate.refresh():
@@ -318,6 +338,7 @@ class Floor:
     def enter(self, connection: Connection) -> None:
         """Take a connection in."""
         self.connections.add(connection)
+        self.desk.meters.connected += 1
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
@@ -333,13 +354,6 @@ class Floor:
         if len(self.heads) >= MAX_KNOWN_HEADS:
             self.heads.clear()
         self.heads[head] = known
-
-
-def _release(work: list[tuple[Ask, Caller, Slot]], problem: str) -> None:
-    for ask, caller, slot in work:
-        if problem:
-            ask.refuse(503, problem)
-        caller.fill(slot, ask.status, ask.answer, content=ask.content)
 
 
 class Connection(asyncio.Protocol):
@@ -572,7 +586,7 @@ class Connection(asyncio.Protocol):
             state = {"ready": desk.ready, "edition": desk.edition, "problem": desk.problem}
             self.fill(slot, 200 if desk.ready else 503, encode(state))
         elif path == "/metrics":
-            self.fill(slot, 200, desk.meters.render().encode(), content=_TEXT)
+            self.fill(slot, 200, gateway_page(desk.meters).encode(), content=_TEXT)
         elif path == "/v1/endpoints":
             tokens = {"tokens": self._floor.gate.problem or "good"}
             self.fill(
@@ -646,6 +660,8 @@ class Connection(asyncio.Protocol):
                 return
             slot.data = data
         else:
+            if status != 200:
+                self._floor.desk.meters.failed(status)
             slot.data = _written(slot, status, answer, content)
         transport = self._transport
         if transport is None or transport.is_closing():

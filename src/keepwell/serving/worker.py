@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import msgspec
 import uvloop
 
 from keepwell.core.errors import KeepwellError
+from keepwell.core.records.traffic import BUCKETS
 from keepwell.serving.desk import Desk, Loader
 from keepwell.serving.editions import Shelf
+from keepwell.serving.footprint import take_footprint
 from keepwell.serving.gate import Gate
 from keepwell.serving.http import Connection, Floor
-from keepwell.serving.meters import Meters
+from keepwell.serving.meters import Meters, Standing
 from keepwell.serving.pool import worker_name
 from keepwell.serving.segments import SegmentWriter
 from keepwell.serving.stopping import die_with_parent
@@ -51,6 +54,7 @@ async def serve(
     loader = Loader(shelf)
     floor = Floor(desk, loop, Gate(Path(terms.tokens) if terms.tokens else None))
     floor.look_at_tokens()
+    desk.meters.standing = partial(standing_of, floor, writer)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
@@ -85,6 +89,31 @@ async def serve(
         await ending
     desk.meters.share()
     writer.close()
+
+
+def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:
+    """Say how a worker stands."""
+    desk = floor.desk
+    meters = desk.meters
+    meters.written, meters.append_failures = writer.bytes_written, writer.failures
+    unsynced = writer.bytes_written - writer.bytes_durable
+    return Standing(
+        footprint=take_footprint(),
+        ready=desk.ready,
+        edition=desk.edition,
+        plans={name: serving.edition.plan for name, serving in desk.endpoints.items()},
+        arms=[
+            (name, loaded.arm.name, loaded.arm.version, loaded.arm.weight / BUCKETS, mirrors)
+            for name, serving in desk.endpoints.items()
+            for mirrors, group in ((False, serving.arms), (True, serving.mirrors))
+            for loaded in group
+        ],
+        connections=len(floor.connections),
+        pending=floor.waiting,
+        pending_bytes=floor.size,
+        unsynced=unsynced,
+        unsynced_seconds=time.monotonic() - writer.behind_since if unsynced else 0.0,
+    )
 
 
 async def _listen_grpc(floor: Floor, address: str) -> Any:

@@ -44,7 +44,7 @@ from keepwell.watch.health import health
 _HERE = Path(__file__).parent
 PAGE = 200
 _POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-_METRIC = re.compile(r"^keepwell_(\w+)\{(.*)\} (\S+)$")
+_METRIC = re.compile(r"^keepwell_(predictions_total|prediction_latency_seconds_sum)\{(.*)\} (\S+)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 

@@ -184,7 +184,7 @@ class Inference:
         """Answer one ModelInfer in the same tick as what came by other protocols."""
         began = time.perf_counter()
         await _admit(self._floor, context)
-        request = await _parsed(InferRequest, body, context)
+        request = await _parsed(self._floor, InferRequest, body, context)
         waiting = _Waiting(self._floor.loop)
         ask = Ask(
             endpoint=request.model_name, body=b"", began=began, protocol=GrpcInference(request)
@@ -202,7 +202,7 @@ class Inference:
         self._floor.submit(ask, waiting, Slot())
         status, answer = await waiting.answer
         if status != 200:
-            await _abort(context, status, answer.decode())
+            await _abort(self._floor, context, status, answer.decode())
         return answer
 
     def facts(self) -> dict[str, Callable[[Any], Any]]:
@@ -250,11 +250,11 @@ def _fact(
     async def method(body: bytes, context: Any) -> bytes:
         if name not in {"ServerLive", "ServerReady"}:
             await _admit(floor, context)
-        request = await _parsed(kind, body, context)
+        request = await _parsed(floor, kind, body, context)
         try:
             written: bytes = answer(request).SerializeToString()
         except KeepwellError as error:
-            await _abort(context, _STATUS.get(error.code, 503), str(error))
+            await _abort(floor, context, _STATUS.get(error.code, 503), str(error))
             raise  # abort has raised already; mypy does not know
         return written
 
@@ -265,18 +265,19 @@ async def _admit(floor: Floor, context: Any) -> None:
     if floor.gate.closed:
         sent = dict(context.invocation_metadata() or ()).get("authorization", "")
         if not floor.gate.admits(sent if isinstance(sent, bytes) else sent.encode()):
-            await _abort(context, 401, DENIED)
+            await _abort(floor, context, 401, DENIED)
 
 
-async def _parsed(kind: Any, body: bytes, context: Any) -> Any:
+async def _parsed(floor: Floor, kind: Any, body: bytes, context: Any) -> Any:
     try:
         return kind.FromString(body)
     except message.DecodeError:
-        await _abort(context, 400, f"The request is no {kind.DESCRIPTOR.name}.")
+        await _abort(floor, context, 400, f"The request is no {kind.DESCRIPTOR.name}.")
         raise
 
 
-async def _abort(context: Any, status: int, said: str) -> None:
+async def _abort(floor: Floor, context: Any, status: int, said: str) -> None:
+    floor.desk.meters.failed(status)
     await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), said[:MAX_DETAILS])
 
 
