@@ -77,6 +77,15 @@ def read_settings(folder: Path) -> Settings:
             where=f"{path}: server.gateway_port",
             todo="Give them two; 0 takes a free one.",
         )
+    if bool(settings.server.tls_certificate) != bool(settings.server.tls_key):
+        there, missing = ("tls_certificate", "tls_key")[
+            :: 1 if settings.server.tls_certificate else -1
+        ]
+        raise InvalidInput(
+            f"There is a {there} without a {missing}.",
+            where=f"{path}: server.{missing}",
+            todo="Name both files, or neither.",
+        )
     from keepwell.serving.strategies import STRATEGIES
 
     if settings.rollout.strategy not in STRATEGIES.names():

@@ -25,6 +25,7 @@ from keepwell.serving.gate import read_digests
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.stopping import StopSignal
 from keepwell.serving.terms import Terms
+from keepwell.serving.tls import read_context
 from keepwell.training.artefacts import check_folder, unpack_artefact
 
 LOOK_SECONDS = 0.05
@@ -184,6 +185,8 @@ def run_gateway(
     """
     if terms and terms.tokens:
         read_digests(Path(terms.tokens))  # told at the start, not by refusing everybody
+    if terms and terms.tls_certificate:
+        read_context(Path(terms.tls_certificate), Path(terms.tls_key))
     ending = StopSignal()
     ending.listen()
     held = _grpc_socket(host, grpc_port)

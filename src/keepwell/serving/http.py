@@ -24,6 +24,7 @@ from keepwell.serving.gate import DENIED, OPEN, Gate
 from keepwell.serving.intake import MAX_PENDING_BYTES, refuse
 from keepwell.serving.metrics import gateway_page
 from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openinference
+from keepwell.serving.tls import Tls
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
@@ -121,6 +122,7 @@ class Floor:
     ) -> None:
         self.desk = desk
         self.gate = gate or Gate()
+        self.tls: Tls | None = None
         self.loop = loop
         self.pending: list[tuple[Ask, Caller, Slot]] = []
         self.scheduled = False
@@ -588,10 +590,12 @@ class Connection(asyncio.Protocol):
         elif path == "/metrics":
             self.fill(slot, 200, gateway_page(desk.meters).encode(), content=_TEXT)
         elif path == "/v1/endpoints":
-            tokens = {"tokens": self._floor.gate.problem or "good"}
-            self.fill(
-                slot, 200, encode(_describe(desk) | (tokens if self._floor.gate.closed else {}))
-            )
+            told = _describe(desk)
+            if self._floor.gate.closed:
+                told["tokens"] = self._floor.gate.problem or "good"
+            if self._floor.tls is not None:
+                told["tls"] = self._floor.tls.problem or "good"
+            self.fill(slot, 200, encode(told))
         else:
             self.fill(
                 slot,

@@ -29,6 +29,7 @@ from keepwell.serving.pool import worker_name
 from keepwell.serving.segments import SegmentWriter
 from keepwell.serving.stopping import die_with_parent
 from keepwell.serving.terms import Terms
+from keepwell.serving.tls import HANDSHAKE_SECONDS, SHUTDOWN_SECONDS, Tls
 
 LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 5.0
@@ -54,6 +55,8 @@ async def serve(
     loader = Loader(shelf)
     floor = Floor(desk, loop, Gate(Path(terms.tokens) if terms.tokens else None))
     floor.look_at_tokens()
+    if terms.tls_certificate:
+        floor.tls = Tls(Path(terms.tls_certificate), Path(terms.tls_key))
     desk.meters.standing = partial(standing_of, floor, writer)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -61,7 +64,9 @@ async def serve(
     await _refresh(floor, loader, shelf)
     # First, so that a worker that says it is ready is ready by either protocol.
     calls = await _listen_grpc(floor, grpc) if grpc else None
-    server = await loop.create_server(lambda: Connection(floor), sock=listening)
+    server = await loop.create_server(
+        lambda: Connection(floor), sock=listening, **_secured(floor.tls)
+    )
     shared = 0.0
     failed = -1
     while not stop.is_set():
@@ -71,6 +76,8 @@ async def serve(
         if loop.time() - shared > 0.5:
             desk.meters.share()
             floor.look_at_tokens()
+            if floor.tls is not None:
+                floor.tls.refresh()
             shared = loop.time()
         try:
             await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
@@ -89,6 +96,16 @@ async def serve(
         await ending
     desk.meters.share()
     writer.close()
+
+
+def _secured(tls: Tls | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    return {
+        "ssl": tls.context,
+        "ssl_handshake_timeout": HANDSHAKE_SECONDS,
+        "ssl_shutdown_timeout": SHUTDOWN_SECONDS,
+    }
 
 
 def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:

@@ -22,6 +22,7 @@ from keepwell.serving.desk import Ask, Serving
 from keepwell.serving.gate import DENIED
 from keepwell.serving.http import MAX_BODY, MAX_HEADERS, Floor, Slot
 from keepwell.serving.protocols import JSON, repository, tensors
+from keepwell.serving.tls import Tls
 
 SERVICE = "inference.GRPCInferenceService"
 GRPC = b"application/grpc"
@@ -281,6 +282,16 @@ async def _abort(floor: Floor, context: Any, status: int, said: str) -> None:
     await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), said[:MAX_DETAILS])
 
 
+def _credentials(tls: Tls) -> Any:
+    """Give credentials that are asked for again at every new connection."""
+
+    def configuration() -> Any:
+        certificate, key = tls.content
+        return grpc.ssl_server_certificate_configuration([(key, certificate)])
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration)
+
+
 async def start(floor: Floor, address: str) -> Any:
     """Listen beside the other workers (SO_REUSEPORT) and give the server. Raises Unavailable."""
     service = Inference(floor)
@@ -300,7 +311,10 @@ async def start(floor: Floor, address: str) -> Any:
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     try:
-        server.add_insecure_port(address)
+        if floor.tls is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, _credentials(floor.tls))
     except RuntimeError as error:
         raise Unavailable(f"gRPC cannot listen at {address}: {error}.") from error
     await server.start()
