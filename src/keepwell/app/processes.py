@@ -82,6 +82,7 @@ def run_gateway_process(state: State) -> None:
             tokens=inside(tokens),
             tls_certificate=inside(server.tls_certificate),
             tls_key=inside(server.tls_key),
+            access_log="-" if server.access_log == "-" else inside(server.access_log),
         ),
         ready=ready,
     )

@@ -23,6 +23,7 @@ from keepwell.serving.gaps import Gap
 from keepwell.serving.gate import DENIED, OPEN, Gate
 from keepwell.serving.intake import MAX_PENDING_BYTES, refuse
 from keepwell.serving.metrics import gateway_page
+from keepwell.serving.notes import Listener, Note
 from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openinference
 from keepwell.serving.tls import Tls
 
@@ -91,6 +92,8 @@ class Slot(msgspec.Struct):
     data: bytes | None = None
     close: bool = False
     head: bool = False
+    note: Note | None = None
+    """Where somebody wants to be told of the request."""
 
 
 class Caller(Protocol):
@@ -112,6 +115,8 @@ class Head(msgspec.Struct, frozen=True):
     """Those that a plan's cohorts look at."""
     call: Call | None = None
     """For another protocol than plain rows: the request, but for its body and time."""
+    parent: bytes = b""
+    """The header ``traceparent``."""
 
 
 class Floor:
@@ -146,11 +151,17 @@ class Floor:
         self._held: list[tuple[Ask, Caller, Slot]] = []
         self._syncs = 0
         self._threads = ThreadPoolExecutor(MAX_SYNCS + 1, "sync")
+        self.noting = False
+        """Somebody listens."""
+        self.listeners: list[Listener] = []
+        self._noted: list[Note] = []
         self._undelivered = 0
         """Requests that are computed and wait for the disk."""
 
     def submit(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
+        if slot.note is not None:
+            slot.note.ask = ask
         size = self.size + (ask.size or len(ask.body))
         if size > MAX_PENDING_BYTES:
             refuse(ask, "full", 1.0, f"Over {MAX_PENDING_BYTES:,} bytes of requests are waiting.")
@@ -327,10 +338,28 @@ class Floor:
                 ask.refuse(503, problem)
             caller.fill(slot, ask.status, ask.answer, content=ask.content)
 
+    def listen(self, listener: Listener) -> None:
+        """Tell somebody of every request from now on, after its answer went out."""
+        self.listeners.append(listener)
+        self.noting = self.desk.noting = True
+
+    def noted(self, note: Note, status: int, sent: int) -> None:
+        """Take in that a request is answered."""
+        note.status, note.sent, note.ended = status, sent, time.perf_counter()
+        if not self._noted:
+            self.loop.call_soon(self._tell)
+        self._noted.append(note)
+
+    def _tell(self) -> None:
+        notes, self._noted = self._noted, []
+        for listener in self.listeners:
+            for note in notes:
+                listener.saw(note)
+
     @property
     def waiting(self) -> int:
         """Count the requests that have no answer yet."""
-        return len(self.pending) + len(self._held) + self._undelivered
+        return len(self.pending) + len(self._held) + len(self.gap.held) + self._undelivered
 
     def look_at_tokens(self) -> None:
         """Let in whom the file of tokens names now; a head that was read before is read again."""
@@ -381,6 +410,7 @@ class Connection(asyncio.Protocol):
         """What the last head said, where that may be remembered."""
         self._sweeps = 0
         self._asked = False
+        self._client = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -418,6 +448,11 @@ class Connection(asyncio.Protocol):
                 self._sweeps = 0
                 slot = Slot()
                 self._slots.append(slot)
+                if floor.noting:
+                    path = (
+                        known.call.path if known.call else f"/v1/endpoints/{known.endpoint}/predict"
+                    )
+                    self._note(slot, "POST", path, known.length, known.parent)
                 if known.call is None:
                     ask = Ask(known.endpoint, data[end:], time.perf_counter())
                     if known.headers:
@@ -462,8 +497,17 @@ class Connection(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
 
+    def _note(self, slot: Slot, method: str, path: str, size: int, parent: bytes) -> None:
+        if not self._client and self._transport is not None:
+            address = self._transport.get_extra_info("peername")
+            self._client = f"{address[0]}:{address[1]}" if address else "unknown"
+        slot.note = Note(time.perf_counter(), method, path, self._client, size, parent)
+
     def _reject(self, status: int, message: str) -> None:
         slot = Slot()
+        if self._floor.noting:
+            path = self._url.split(b"?", 1)[0].decode("latin-1")
+            self._note(slot, "", path, len(self._body), b"")
         slot.close = True
         self._slots.append(slot)
         self._closing = True
@@ -525,6 +569,9 @@ class Connection(asyncio.Protocol):
         self._slots.append(slot)
         method: bytes = self._parser.get_method()
         path = self._url.split(b"?", 1)[0].decode("latin-1")
+        if self._floor.noting:
+            parent = self._headers.get(b"traceparent", b"")
+            self._note(slot, method.decode("latin-1"), path, len(self._body), parent)
         gate = self._floor.gate
         if gate.closed and not (
             path in OPEN or gate.admits(self._headers.get(b"authorization", b""))
@@ -540,7 +587,8 @@ class Connection(asyncio.Protocol):
             looked = self._floor.cohort_headers
             headers = {h: v for h, v in self._headers.items() if h in looked} if looked else {}
             if not (self._expect or self._chunked or slot.close):
-                self._known = Head(len(self._body), name, seconds, headers)
+                parent = self._headers.get(b"traceparent", b"") if self._headers else b""
+                self._known = Head(len(self._body), name, seconds, headers, parent=parent)
             ask = Ask(name, bytes(self._body), began, headers=headers)
             if seconds:
                 ask.deadline = began + seconds
@@ -555,7 +603,10 @@ class Connection(asyncio.Protocol):
         if asked and verb == "POST" and not (self._expect or self._chunked or slot.close):
             length = len(self._body)
             self._known = Head(
-                length, seconds=seconds, call=msgspec.structs.replace(call, body=b"")
+                length,
+                seconds=seconds,
+                call=msgspec.structs.replace(call, body=b""),
+                parent=self._headers.get(b"traceparent", b""),
             )
 
     def _route(self, slot: Slot, call: Call, seconds: float) -> bool:
@@ -653,6 +704,8 @@ class Connection(asyncio.Protocol):
     def fill(self, slot: Slot, status: int, answer: bytes, *, content: bytes = JSON) -> None:
         """Give a request its answer; send whatever is next in order and complete."""
         length = len(answer)
+        if slot.note is not None:
+            self._floor.noted(slot.note, status, length)
         if status == 200 and length < SHORT and content is JSON and not (slot.close or slot.head):
             data = _JSON_HEADS[length] + answer
             slots = self._slots

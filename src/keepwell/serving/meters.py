@@ -150,6 +150,8 @@ class Meters:
         self.connected = 0
         self.dropped = 0
         self.outcomes = 0
+        self.listeners: dict[str, int] = {}
+        """What listeners have counted."""
 
     def answered(
         self,
@@ -242,6 +244,7 @@ class Meters:
                 "written": self.written,
                 "sync_failures": self.sync_failures,
                 "append_failures": self.append_failures,
+                **self.listeners,
             },
         )
         return Shared(counts=counts, standing=self.standing() if self.standing else None)

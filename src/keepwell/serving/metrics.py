@@ -22,6 +22,7 @@ def gateway_page(meters: Meters) -> str:
         *_log(counts, standing),
         *_workers(counts, standing, gone),
         *_plans(standing),
+        *_listeners(counts),
         build_family(),
         *process_families([({"worker": name}, each.footprint) for name, each in standing.items()]),
     ]
@@ -92,7 +93,7 @@ def _trouble(counts: Counts) -> list[Family]:
     shed = Family(
         "keepwell_shed_requests_total",
         "counter",
-        "Requests not computed for want of time: busy, deadline, full or late.",
+        "Requests not computed for want of time: busy, deadline, full, late or gap.",
     )
     for key, value in sorted(counts.sheds.items()):
         name, reason = parts_of(key)
@@ -167,6 +168,23 @@ def _workers(counts: Counts, standing: dict[str, Standing], gone: Gone) -> list[
         pending.add(each.pending, worker=name)
         size.add(each.pending_bytes, worker=name)
     return [up, wanted, deaths, accepted, ready, edition, connections, pending, size]
+
+
+_LISTENERS = {
+    "access_log_lines": "Lines of the access log, dropped ones too.",
+    "access_log_dropped": "Lines of the access log that found no room or no disk.",
+}
+
+
+def _listeners(counts: Counts) -> list[Family]:
+    """Tell what whoever is told of each request has counted, where somebody is."""
+    found = []
+    for name, told in _LISTENERS.items():
+        if name in counts.plain:
+            family = Family(f"keepwell_{name}_total", "counter", told)
+            family.add(counts.plain[name])
+            found.append(family)
+    return found
 
 
 def _plans(standing: dict[str, Standing]) -> list[Family]:

@@ -15,3 +15,5 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tls_certificate: str = ""
     tls_key: str = ""
     """Files of the certificate and its key; empty: no TLS."""
+    access_log: str = ""
+    """File for a line a request, ``-`` for standard output; empty: none."""

@@ -19,6 +19,7 @@ import uvloop
 
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.traffic import BUCKETS
+from keepwell.serving.accesslog import AccessLog
 from keepwell.serving.desk import Desk, Loader
 from keepwell.serving.editions import Shelf
 from keepwell.serving.footprint import take_footprint
@@ -57,6 +58,8 @@ async def serve(
     floor.look_at_tokens()
     if terms.tls_certificate:
         floor.tls = Tls(Path(terms.tls_certificate), Path(terms.tls_key))
+    if terms.access_log:
+        floor.listen(AccessLog(terms.access_log, loop))
     desk.meters.standing = partial(standing_of, floor, writer)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -94,6 +97,9 @@ async def serve(
         await asyncio.sleep(0.01)
     if ending is not None:
         await ending
+    await asyncio.sleep(0)  # the last notes are told in the turn behind their answers
+    for listener in floor.listeners:
+        listener.close()
     desk.meters.share()
     writer.close()
 
@@ -113,6 +119,8 @@ def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:
     desk = floor.desk
     meters = desk.meters
     meters.written, meters.append_failures = writer.bytes_written, writer.failures
+    for listener in floor.listeners:
+        meters.listeners.update(listener.counts())
     unsynced = writer.bytes_written - writer.bytes_durable
     return Standing(
         footprint=take_footprint(),
