@@ -77,10 +77,22 @@ def read_settings(folder: Path) -> Settings:
             where=f"{path}: server.gateway_port",
             todo="Give them two; 0 takes a free one.",
         )
-    from keepwell.serving.controllers import rules_of
+    if bool(settings.server.tls_certificate) != bool(settings.server.tls_key):
+        there, missing = ("tls_certificate", "tls_key")[
+            :: 1 if settings.server.tls_certificate else -1
+        ]
+        raise InvalidInput(
+            f"There is a {there} without a {missing}.",
+            where=f"{path}: server.{missing}",
+            todo="Name both files, or neither.",
+        )
+    _check_strategies(settings, path)
+    return settings
+
+
+def _check_strategies(settings: Settings, path: Path) -> None:
     from keepwell.serving.strategies import STRATEGIES
 
-    shared = msgspec.to_builtins(settings.rollout)
     stages = [name.strip() for name in settings.rollout.strategy.split(",")]
     for place, name in [
         *(("rollout.strategy", name) for name in stages),
@@ -92,11 +104,16 @@ def read_settings(folder: Path) -> Settings:
                 where=f"{path}: {place}",
                 todo=near_miss(name, STRATEGIES.names()),
             )
+    if not settings.strategies:
+        return  # the rest would load numpy for every command
+    from keepwell.serving.controllers import rules_of
+
+    for name, rules in settings.strategies.items():
         try:
-            rules_of(name, shared, settings.strategies.get(name))
+            rules_of(name, msgspec.to_builtins(settings.rollout), rules)
         except InvalidInput as error:
-            raise InvalidInput(error.what, where=f"{path}: {place}", todo=error.todo) from error
-    return settings
+            where = f"{path}: strategies.{name}"
+            raise InvalidInput(error.what, where=where, todo=error.todo) from error
 
 
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?$", re.DOTALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -190,7 +191,15 @@ class State:
             return str(said["url"])
         except (OSError, KeyError, msgspec.DecodeError):
             server = self.settings.server
-            return f"http://{server.host}:{server.gateway_port}"
+            scheme = "https" if server.tls_certificate else "http"
+            return f"{scheme}://{server.host}:{server.gateway_port}"
+
+    def gateway_trust(self) -> ssl.SSLContext | None:
+        """Trust the gateway's certificate as its file is now; None where it has none. Raises Unavailable."""
+        from keepwell.serving.tls import trust
+
+        named = self.settings.server.tls_certificate
+        return trust(self.folder / named) if named else None
 
     @cached_property
     def channels(self) -> tuple[Channel, ...]:
@@ -248,7 +257,9 @@ class State:
             verifier=self.verifier,
             clock=self.clock,
             stage=GatewayStage(blobs=self.blobs),
-            application=HttpApplication(self.gateway_url, token=self.gateway_token),
+            application=HttpApplication(
+                self.gateway_url, token=self.gateway_token, trust=self.gateway_trust
+            ),
             rollouts=self.rollouts,
             drills=_Drills(self),
         )

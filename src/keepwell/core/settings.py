@@ -64,6 +64,12 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """Open Inference Protocol over gRPC, beside the gateway's HTTP (extra ``grpc``); 0 takes a free port."""
     gateway_token_file: str = ""
     """File in the project's folder with a line ``sha256:HEX`` a token that may ask the gateway; empty: all may."""
+    tls_certificate: str = ""
+    """PEM file in the project's folder with the gateway's certificate and its chain; empty: no TLS."""
+    tls_key: str = ""
+    """PEM file with the certificate's key, not encrypted."""
+    access_log: str = ""
+    """File in the project's folder for a line of JSON a request at the gateway; ``-``: standard output; empty: none."""
     max_wait: Limit = 1.0
     """A gateway worker refuses requests (503) that more seconds of work than this are ahead of; 0: never."""
 

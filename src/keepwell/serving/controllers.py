@@ -18,7 +18,8 @@ from keepwell.core.records.rollouts import Rollout
 from keepwell.core.records.traffic import Arm, Endpoint
 from keepwell.serving.observations import Gathering, Observations
 from keepwell.serving.plans import arm_of, latest_plan
-from keepwell.serving.strategies import CHAMPION, STRATEGIES, Answer, Rules, State, Strategy
+from keepwell.serving.strategies import STRATEGIES
+from keepwell.serving.strategy import CHAMPION, Answer, Rules, State, Strategy
 
 _NUMBERS = frozenset({"float64", "int64", "bool"})
 

@@ -42,7 +42,8 @@ from keepwell.serving.plans import (
     write_plan,
 )
 from keepwell.serving.replays import Replayed, replay
-from keepwell.serving.strategies import CHAMPION, STRATEGIES, Answer, alone
+from keepwell.serving.strategies import STRATEGIES
+from keepwell.serving.strategy import CHAMPION, Answer, alone
 
 _STATES: dict[str, RolloutState] = {
     "promote": "promoted",

@@ -13,6 +13,7 @@ import math
 import os
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,12 @@ class SegmentWriter:
         self._named = 0
         """The last file that was made, and the last whose name is on the disk too."""
         self.bytes_written = 0
+        self.bytes_durable = 0
+        """Of these, on the disk."""
+        self.behind_since = 0.0
+        """When the oldest byte that is not on the disk was written, at the earliest (``time.monotonic``)."""
+        self.failures = 0
+        """Writes that the disk did not take."""
 
     def append(
         self,
@@ -74,6 +81,7 @@ class SegmentWriter:
             if written != len(frames):
                 raise OSError(28, "No space left on device")  # noqa: TRY301 - half a frame is one failure with none
         except OSError as error:
+            self.failures += 1
             self._cut_back()
             raise Unavailable(
                 f"The prediction log cannot be written: {error.strerror}.",
@@ -81,10 +89,13 @@ class SegmentWriter:
                 todo="Make room on its disk; requests are refused until then, and none is lost.",
             ) from error
         self._size += len(frames)
+        if self.bytes_written == self.bytes_durable:
+            self.behind_since = time.monotonic()
         self.bytes_written += len(frames)
 
     def sync(self) -> None:
         """Bring what was appended before the call to the disk (fdatasync). Raises Unavailable."""
+        before, began = self.bytes_written, time.monotonic()
         try:
             # First a copy of the file that is written to now: had it been left since the caller's append, that
             # would show below.
@@ -101,6 +112,9 @@ class SegmentWriter:
                     os.close(descriptor)
         except OSError as error:
             raise Unavailable(f"The prediction log cannot be synced: {error.strerror}.") from error
+        if before > self.bytes_durable:
+            # Another sync may have told of more meanwhile; what came after this one began is no older than it.
+            self.bytes_durable, self.behind_since = before, began
 
     def _turn(self) -> None:
         while self._left:

@@ -11,7 +11,7 @@ from keepwell.core.clock import Time
 from keepwell.core.settings import Limit, Share
 from keepwell.serving.evidence import UnitValues, errors_by_plan, values_by_unit
 from keepwell.serving.observations import Observations
-from keepwell.serving.strategies import (
+from keepwell.serving.strategy import (
     CHAMPION,
     Answer,
     Rules,
@@ -51,14 +51,14 @@ class AB:
     side and parted among the challengers, so that the difference may be looked at after every unit. Two guards have
     an alpha of their own: units that are not parted as the plan says end the test (nothing in it could be believed),
     and more errors than the champion roll it back. Weak where units interfere with one another.
-    Implements ``keepwell.serving.strategies.Strategy``.
+    Implements ``keepwell.serving.strategy.Strategy``.
     """
 
     rules = ABRules
     features = False
 
     def problems(self, state: State) -> list[str]:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         rules: ABRules = state.rules
         found = []
         if state.champion is None:
@@ -73,7 +73,7 @@ class AB:
         return found
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del now, rng
         if state.champion is None:
             return promoted(state.challenger, "there is nothing to compare with")

@@ -6,21 +6,21 @@ import numpy as np
 
 from keepwell.core.clock import Time
 from keepwell.serving.observations import Observations
-from keepwell.serving.strategies import Answer, Rules, State, promoted
+from keepwell.serving.strategy import Answer, Rules, State, promoted
 
 
 class Basic:
-    """Implements ``keepwell.serving.strategies.Strategy``."""
+    """Implements ``keepwell.serving.strategy.Strategy``."""
 
     rules = Rules
     features = False
 
     def problems(self, state: State) -> list[str]:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del state
         return []
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del seen, now, rng
         return promoted(state.challenger, "replaced at once, as declared")

@@ -12,7 +12,7 @@ from keepwell.core.records.traffic import BUCKETS, Cohort
 from keepwell.core.settings import Limit
 from keepwell.serving.evidence import Health, health
 from keepwell.serving.observations import Observations
-from keepwell.serving.strategies import CHAMPION, Answer, Rules, State, promoted, returned
+from keepwell.serving.strategy import CHAMPION, Answer, Rules, State, promoted, returned
 from keepwell.stats.rate_limit import RateLimitTest
 
 
@@ -31,14 +31,14 @@ class BlueGreen:
     """Switches after ``min_rows`` mirrored or tested requests without too many errors; returns if green errs then.
 
     Errors are held against ``max_errors`` by an anytime-valid test (``keepwell.stats.rate_limit``). Implements
-    ``keepwell.serving.strategies.Strategy``.
+    ``keepwell.serving.strategy.Strategy``.
     """
 
     rules = BlueGreenRules
     features = False
 
     def problems(self, state: State) -> list[str]:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         rules: BlueGreenRules = state.rules
         found = []
         if state.champion is None:
@@ -50,7 +50,7 @@ class BlueGreen:
         return found
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del rng
         rules: BlueGreenRules = state.rules
         if state.champion is None:

@@ -10,7 +10,7 @@ from keepwell.core.clock import Time
 from keepwell.core.settings import Limit, Share
 from keepwell.serving.evidence import errors_by_plan, health
 from keepwell.serving.observations import Observations
-from keepwell.serving.strategies import (
+from keepwell.serving.strategy import (
     CHAMPION,
     Answer,
     Rules,
@@ -37,14 +37,14 @@ class Canary:
 
     The test is the sequential comparison of two rates (``keepwell.stats.rate_comparison``, Lindon and Malek 2020). A
     clean step is ``min_rows`` of the challenger's own decisions under that share. It judges errors only; the KPI is
-    judged by champion-challenger and A/B. Implements ``keepwell.serving.strategies.Strategy``.
+    judged by champion-challenger and A/B. Implements ``keepwell.serving.strategy.Strategy``.
     """
 
     rules = CanaryRules
     features = False
 
     def problems(self, state: State) -> list[str]:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         steps: tuple[float, ...] = state.rules.steps
         found = []
         if not steps:
@@ -56,7 +56,7 @@ class Canary:
         return found
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del now, rng
         rules: CanaryRules = state.rules
         name = state.challenger.name

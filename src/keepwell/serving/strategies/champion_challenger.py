@@ -11,7 +11,7 @@ from keepwell.core.clock import Time
 from keepwell.core.records.traffic import Arm
 from keepwell.serving.evidence import health, paired_days
 from keepwell.serving.observations import Observations
-from keepwell.serving.strategies import (
+from keepwell.serving.strategy import (
     CHAMPION,
     Answer,
     Rules,
@@ -36,19 +36,19 @@ class ChampionChallenger:
     The bound is a confidence sequence over whole days (``keepwell.stats.confidence_sequence``), because decisions of
     one day share its weather: looking after every label keeps the chance of a wrong promotion under ``alpha``, which
     several challengers part among them. Weak where a day's luck is heavy-tailed and fewer than about ten days are
-    seen. Implements ``keepwell.serving.strategies.Strategy``.
+    seen. Implements ``keepwell.serving.strategy.Strategy``.
     """
 
     rules = Rules
     features = False
 
     def problems(self, state: State) -> list[str]:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del state
         return []
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del now, rng
         if state.champion is None:
             return promoted(state.challenger, "there is no champion to compare with")

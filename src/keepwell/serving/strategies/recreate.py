@@ -9,7 +9,7 @@ import numpy as np
 from keepwell.core.clock import Time, iso
 from keepwell.core.settings import Limit
 from keepwell.serving.observations import Observations
-from keepwell.serving.strategies import Answer, Rules, State, promoted
+from keepwell.serving.strategy import Answer, Rules, State, promoted
 
 
 class RecreateRules(Rules, frozen=True, kw_only=True):
@@ -24,13 +24,13 @@ class RecreateRules(Rules, frozen=True, kw_only=True):
 
 
 class Recreate:
-    """Implements ``keepwell.serving.strategies.Strategy``."""
+    """Implements ``keepwell.serving.strategy.Strategy``."""
 
     rules = RecreateRules
     features = False
 
     def problems(self, state: State) -> list[str]:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         rules: RecreateRules = state.rules
         if rules.gap == "hold" and rules.gap_seconds <= rules.down_seconds:
             return [
@@ -39,7 +39,7 @@ class Recreate:
         return []
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del seen, rng
         rules: RecreateRules = state.rules
         up = int(state.memory.get("up", now + round(rules.down_seconds * 1_000_000)))

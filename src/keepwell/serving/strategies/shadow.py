@@ -13,7 +13,7 @@ from keepwell.core.records.traffic import BUCKETS
 from keepwell.core.settings import Limit, Share
 from keepwell.serving.evidence import differences, health
 from keepwell.serving.observations import Observations
-from keepwell.serving.strategies import (
+from keepwell.serving.strategy import (
     CHAMPION,
     Answer,
     Rules,
@@ -44,14 +44,14 @@ class Shadow:
 
     Both shares are held against their limits by an anytime-valid test (``keepwell.stats.rate_limit``). The evidence
     holds the rate of disagreement, the shift of the answers, the slices of the features that disagree most and the
-    decisions furthest apart. Implements ``keepwell.serving.strategies.Strategy``.
+    decisions furthest apart. Implements ``keepwell.serving.strategy.Strategy``.
     """
 
     rules = ShadowRules
     features = True
 
     def problems(self, state: State) -> list[str]:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         rules: ShadowRules = state.rules
         found = []
         if state.champion is None:
@@ -65,7 +65,7 @@ class Shadow:
         return found
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
+        """See ``keepwell.serving.strategy.Strategy``."""
         del now, rng
         rules: ShadowRules = state.rules
         arm = state.challenger
