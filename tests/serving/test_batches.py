@@ -90,6 +90,7 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Prediction]]:
             status=STATUSES[statuses[k]],
             error=errors.get(k, ""),
             cohort=ARMS[chosen[k]].cohort,
+            chosen="" if ARMS[chosen[k]].arm == ARMS[answered[k]].arm else ARMS[chosen[k]].arm,
         )
         for k in range(n)
     ]

@@ -64,6 +64,7 @@ predictions = st.builds(
     features=st.lists(cells, max_size=3).map(tuple), output=outputs, latency=st.integers(0, 2**32 - 1),
     status=st.sampled_from(["ok", "fallback", "error", "refused"]), error=st.text(max_size=3),
     cohort=st.text(max_size=2),
+    chosen=st.text(max_size=2),
 )  # fmt: skip
 outcomes = st.builds(
     Outcome,

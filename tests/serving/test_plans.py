@@ -12,7 +12,7 @@ from tests.serving.gateways import arm
 from keepwell.adapters.stores.sql import SqlStore, open_store
 from keepwell.core.errors import Refused
 from keepwell.core.records.traffic import BUCKETS, Cohort, TrafficPlan
-from keepwell.serving.rollouts import describe_plan, write_plan
+from keepwell.serving.plans import describe_plan, write_plan
 
 BLUE, GREEN = arm(1, "sha256:0"), arm(2, "sha256:1", 0)
 TESTERS = Cohort(arm="v2", header="x-tester", values=("yes",))

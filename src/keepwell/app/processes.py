@@ -63,10 +63,14 @@ def run_gateway_process(state: State) -> None:
 
     tokens = server.gateway_token_file
 
+    def inside(name: str) -> str:
+        return str(state.folder / name) if name else ""
+
     def ready(port: int, grpc_port: int | None) -> None:
-        announce(state, "gateway", f"http://{server.host}:{port}")
+        secure = "s" if server.tls_certificate else ""
+        announce(state, "gateway", f"http{secure}://{server.host}:{port}")
         if grpc_port is not None:
-            announce(state, "grpc", f"grpc://{server.host}:{grpc_port}")
+            announce(state, "grpc", f"grpc{secure}://{server.host}:{grpc_port}")
 
     def replaced(pids: Sequence[int], problem: str) -> None:
         _write(state, "workers", {"pids": list(pids), "problem": problem})
@@ -81,7 +85,13 @@ def run_gateway_process(state: State) -> None:
         workers=server.gateway_workers,
         clock=state.clock,
         grpc_port=None if server.grpc_port is None else port_for(state, "grpc", server.grpc_port),
-        terms=Terms(max_wait=server.max_wait, tokens=str(state.folder / tokens) if tokens else ""),
+        terms=Terms(
+            max_wait=server.max_wait,
+            tokens=inside(tokens),
+            tls_certificate=inside(server.tls_certificate),
+            tls_key=inside(server.tls_key),
+            access_log="-" if server.access_log == "-" else inside(server.access_log),
+        ),
         ready=ready,
         replaced=replaced,
     )

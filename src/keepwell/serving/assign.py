@@ -58,6 +58,19 @@ def buckets_of(names: Sequence[str], key: bytes) -> npt.NDArray[np.uint64]:
     return _hashes(names, key) % np.uint64(BUCKETS)
 
 
+def assigned(names: Sequence[str], arms: Sequence[Arm], salt: str) -> Places:
+    """Give the places of the arms that weights alone assign to units, shape (n,)."""
+    edges, laid = _laid_out(arms)
+    return laid[edges.searchsorted(buckets_of(names, _key(salt)), side="right")]
+
+
+def _laid_out(arms: Sequence[Arm]) -> tuple[npt.NDArray[np.uint64], Places]:
+    # All arms but the first are laid out from bucket 0 upwards and the first (the champion) has the rest, so
+    # while the second arm grows, the units it has keep it and it only gains more.
+    edges = np.cumsum([arm.weight for arm in arms[1:]], dtype=np.uint64)
+    return edges, np.array([*range(1, len(arms)), 0], dtype=np.intp)
+
+
 def _uniform(names: Sequence[str], key: bytes) -> npt.NDArray[np.float64]:
     return (_hashes(names, key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -100,10 +113,7 @@ class Assignment:
         self._to = np.array([names.index(cohort.arm) for cohort in self.cohorts], dtype=np.intp)
         self.headers = frozenset(c.header.encode() for c in self.cohorts if c.header)
         """Names of the request headers that it looks at."""
-        # All arms but the first are laid out from bucket 0 upwards and the first (the champion) has the rest, so
-        # while the second arm grows, the units it has keep it and it only gains more.
-        self._edges = np.cumsum([arm.weight for arm in arms[1:]], dtype=np.uint64)
-        self._laid = np.array([*range(1, len(arms)), 0], dtype=np.intp)
+        self._edges, self._laid = _laid_out(arms)
         self._whole = next((k for k, arm in enumerate(arms) if arm.weight == BUCKETS), -1)
         self._key = _key(edition.salt)
         self._draw_key = _key(edition.salt, b"draw")

@@ -108,7 +108,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         )
         made = []
         for k in range(n):
-            by = self.answerers[answered[k]]
+            by, asked = self.answerers[answered[k]], self.answerers[chosen[k]]
             made.append(
                 Prediction(
                     id=ids[k],
@@ -128,7 +128,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
                     latency=spent[k],
                     status=STATUSES[statuses[k]],
                     error=self.errors.get(start + k, ""),
-                    cohort=self.answerers[chosen[k]].cohort,
+                    cohort=asked.cohort,
+                    chosen="" if asked.arm == by.arm else asked.arm,
                 )
             )
         return made

@@ -24,6 +24,7 @@ from keepwell.serving.codec import Codec, Decoded, encode, encode_error
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.intake import Intake
 from keepwell.serving.meters import Meters
+from keepwell.serving.notes import Part
 from keepwell.serving.protocols import JSON, WireProtocol
 from keepwell.serving.segments import SegmentWriter
 from keepwell.training.artefacts import check_folder
@@ -178,6 +179,8 @@ class Ask(msgspec.Struct):
     """Others went first, because they were in a hurry."""
     shed: str = ""
     """Why it was not computed although it could be: ``busy``, ``deadline``, ``full`` or ``late``."""
+    part: Part | None = None
+    """Its place in the tick, where somebody listens."""
     waits: bool = False
     """The answer may leave once the log is on the disk, and not before."""
 
@@ -221,6 +224,8 @@ class Desk:
         self.endpoints: dict[str, Serving] = {}
         self.edition = 0
         self.problem = ""
+        self.noting = False
+        """Somebody wants to know what became of each request."""
         self.unsynced = False
         """Something was logged whose way to the disk is not under way yet."""
         self._writer = writer
@@ -407,6 +412,7 @@ class Desk:
         rows_in = matrix.tobytes() if packs else b""
         kind = matrix.dtype.str if packs else "<f8"
         matrix = _wide(matrix)
+        called = time.perf_counter() if self.noting else 0.0
         tick = self._predict(serving, matrix, placed.arms, edges)
         now = time.perf_counter()
         latencies = [int((now - ask.began) * 1e6) for ask in asks]
@@ -439,6 +445,10 @@ class Desk:
             propensities=b"" if placed.propensities is None else placed.propensities.tobytes(),
         )
         self._writer.append(batches=(batch,))
+        if self.noting:
+            logged = time.perf_counter()
+            for ask, (start, stop) in zip(asks, pairwise(edges), strict=True):
+                ask.part = Part(batch, start, stop, called, now, logged)
         self._reply(serving, asks, edges, batch, tick)
         self._count(serving, tick, latencies, edges)
         if serving.mirrors:
@@ -612,6 +622,7 @@ class Desk:
 
     def _count(self, serving: Serving, tick: Tick, latencies: list[int], edges: list[int]) -> None:
         name = serving.edition.name
+        self.meters.ticked(name, len(latencies), edges[-1])
         answered = tick.by
         if answered is None:
             arm = serving.arms[0].arm

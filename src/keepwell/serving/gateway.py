@@ -23,11 +23,13 @@ from keepwell.core.records.lifecycle import Policy
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert
+from keepwell.serving.accesslog import check_place
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.gate import read_digests
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.stopping import StopSignal
 from keepwell.serving.terms import Terms
+from keepwell.serving.tls import read_context
 from keepwell.training.artefacts import check_folder, unpack_artefact
 
 LOOK_SECONDS = 0.05
@@ -193,6 +195,10 @@ def run_gateway(
     """
     if terms and terms.tokens:
         read_digests(Path(terms.tokens))  # told at the start, not by refusing everybody
+    if terms and terms.tls_certificate:
+        read_context(Path(terms.tls_certificate), Path(terms.tls_key))
+    if terms and terms.access_log:
+        check_place(terms.access_log)
     ending = StopSignal()
     ending.listen()
     again = _Asked(ending)

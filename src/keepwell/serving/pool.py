@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from keepwell.core.errors import Unavailable
+from keepwell.serving.meters import fold
 from keepwell.serving.terms import Terms
 
 RESPAWN_SECONDS = 0.2
@@ -67,7 +69,8 @@ def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
 class _Worker:
     """One process, and what it says of itself."""
 
-    def __init__(self, process: subprocess.Popen[bytes], told: int) -> None:
+    def __init__(self, number: int, process: subprocess.Popen[bytes], told: int) -> None:
+        self.name = worker_name(number, process.pid)
         self.process = process
         self.began = time.monotonic()
         self.problem: str | None = None
@@ -125,6 +128,7 @@ class Pool:
         self._leaving: list[_Worker] = []
         """Those that were replaced and finish what they have begun."""
         self._next = 0
+        fold(meters, (), wanted=workers)
         self._spawned = 0.0
         self.swaps = 0
         """How often all workers were replaced."""
@@ -136,9 +140,11 @@ class Pool:
 
         A replacement that is under way goes on here too.
         """
-        before = len(self._workers)
-        self._workers = [worker for worker in self._workers if worker.alive()]
-        dead = before - len(self._workers)
+        ended = [worker for worker in self._workers if not worker.alive()]
+        self._workers = [worker for worker in self._workers if worker not in ended]
+        dead = len(ended)
+        if dead:
+            self._fold(ended, deaths=dead)
         self._leave()
         if self._coming:
             self._go_on()
@@ -181,7 +187,7 @@ class Pool:
             raise
         finally:
             os.close(tells)
-        return _Worker(process, hears)
+        return _Worker(self._next, process, hears)
 
     def replace(self) -> None:
         """Begin to replace every worker; ``tend`` carries it on.
@@ -189,10 +195,8 @@ class Pool:
         New ones start beside the old ones, which leave only once each new one has loaded what it serves: new code
         that does not start or does not load changes nothing but ``problem``.
         """
-        for worker in self._coming:
-            self._end(worker)
+        self._abandon()
         self.problem = ""
-        self._coming = []
         for _ in range(self._wanted):
             self._coming.append(self._spawn())
 
@@ -224,9 +228,7 @@ class Pool:
             elif worker.problem is None and time.monotonic() - worker.began > START_SECONDS:
                 said = f"a new one was not ready within {START_SECONDS:.0f} s"
         if said:
-            for worker in self._coming:
-                self._end(worker)
-            self._coming = []
+            self._abandon()
             self.problem = said.rstrip(".")
         elif all(worker.problem == "" for worker in self._coming):
             for worker in self._workers:
@@ -237,17 +239,28 @@ class Pool:
             self.swaps += 1
 
     def _leave(self) -> None:
-        self._leaving = [worker for worker in self._leaving if worker.alive()]
+        left = [worker for worker in self._leaving if not worker.alive()]
+        self._leaving = [worker for worker in self._leaving if worker not in left]
+        if left:
+            self._fold(left)
         for worker in self._leaving:
             if time.monotonic() - worker.began > LEAVE_SECONDS:
                 worker.process.kill()
 
-    @staticmethod
-    def _end(worker: _Worker) -> None:
-        if worker.alive():
-            worker.process.kill()
-            worker.process.wait()
-        worker.forget()
+    def _abandon(self) -> None:
+        """End those that were to replace the others."""
+        ended, self._coming = self._coming, []
+        for worker in ended:
+            if worker.alive():
+                worker.process.kill()
+                worker.process.wait()
+            worker.forget()
+        if ended:
+            self._fold(ended)
+
+    def _fold(self, ended: Sequence[_Worker], *, deaths: int = 0) -> None:
+        names = [worker.name for worker in ended]
+        fold(self._meters, names, wanted=self._wanted, deaths=deaths)
 
     def stop(self) -> None:
         """Let all workers drain and end."""

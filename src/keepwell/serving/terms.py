@@ -12,3 +12,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Seconds of expected work ahead above which a request is refused; 0: never."""
     tokens: str = ""
     """File with the digests of the tokens that may ask; empty: everybody may."""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    """Files of the certificate and its key; empty: no TLS."""
+    access_log: str = ""
+    """File for a line a request, ``-`` for standard output; empty: none."""

@@ -45,6 +45,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     error: str = ""
     cohort: str = ""
     """The plan's cohort that placed it; empty: buckets or a policy did. What chance decides leaves cohorts out."""
+    chosen: str = ""
+    """Arm that was assigned and failed, where another one answered in its place; else empty."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

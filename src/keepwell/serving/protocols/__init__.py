@@ -72,6 +72,7 @@ HEADERS = frozenset(
         b"inference-header-content-length",
         b"x-deadline-ms",
         b"request-timeout",
+        b"traceparent",
     }
 )
 """The headers that somebody reads, besides those that a plan names."""
