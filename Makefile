@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mlflow browser prometheus test lint types imports unit slow demo bench-tracking bench-serving bench-stats reference lock clean
+.PHONY: help setup setup-mlflow browser prometheus test lint types imports unit slow demo bench-tracking bench-serving bench-stats storm soak reference lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -59,6 +59,12 @@ demo: setup ## the whole way on real flights; ARGS="--exit --summary FILE"
 
 bench-tracking: setup-mlflow ## the tracking server beside MLflow's own
 	$(BIN)/python benchmarks/tracking.py $(ARGS)
+
+storm: setup ## the gateway while plans, workers, disks and models fail beneath it; ARGS="--json FILE"
+	$(BIN)/python -m tests.serving.storms $(ARGS)
+
+soak: setup ## the gateway under steady load; ARGS="--minutes 10 --json FILE"
+	$(BIN)/python -m tests.serving.storms --soak $(ARGS)
 
 bench-serving: setup ## the gateway beside the field's servers; ARGS="--quick --json FILE"
 	$(BIN)/python benchmarks/serving.py $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -60,18 +60,22 @@ _STATUS = {
 }
 
 
+Number = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+"""The number of a version."""
+
+
 class ReleaseRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Ask for the release of a version."""
 
     model: str
-    version: int
+    version: Number
 
 
 class ApprovalRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Consent to a version, or ahead to its renewals."""
 
     model: str
-    version: int
+    version: Number
     reason: str
     renewals: bool = False
 
@@ -80,7 +84,7 @@ class ActivationRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Ask for the activation of a version."""
 
     model: str
-    version: int
+    version: Number
     strategy: str = ""
 
 
@@ -145,9 +149,8 @@ class Control:
         """Start a release."""
         from keepwell.lifecycle.release import start_release
 
-        return start_release(
-            self._state.context, self.version(body.model, body.version), actor=self.actor(request)
-        )
+        version = self.version(body.model, body.version)  # before the project's own code is loaded
+        return start_release(self._state.context, version, actor=self.actor(request))
 
     def approval(self, request: Request, body: ApprovalRequest) -> Any:
         """Approve."""
@@ -169,9 +172,10 @@ class Control:
         """Start an activation."""
         from keepwell.lifecycle.activation import start_activation
 
+        version = self.version(body.model, body.version)
         return start_activation(
             self._state.context,
-            self.version(body.model, body.version),
+            version,
             actor=self.actor(request),
             strategy=body.strategy,
         )
@@ -275,7 +279,7 @@ def _writing(
                     raise InvalidInput(f"The body is larger than {MAX_BODY:,} bytes.")
             try:
                 given = msgspec.json.decode(content, type=body)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise InvalidInput(f"{error}.", where="body") from error
             return _json(await run_in_threadpool(function, request, given), 201)
         except KeepwellError as error:
@@ -302,8 +306,8 @@ def openapi() -> dict[str, Any]:
     }
     for name, kind in COLLECTIONS.items():
         items = {"type": "array", "items": {"$ref": f"#/components/schemas/{kind.__name__}"}}
-        # A filter is read by its column's type; what no value of it can be is answered 422.
-        columns = {field.name: {"type": "string"} for field in msgspec.structs.fields(kind)}
+        fields = {field.name: _filter(field.type) for field in msgspec.structs.fields(kind)}
+        columns = {column: schema for column, schema in fields.items() if schema}
         paths[f"/api/v1/{name}"] = {
             "get": _operation(
                 f"List {name}, filtered by columns", items, query={**columns, "limit": _NUMBER}
@@ -327,7 +331,9 @@ def openapi() -> dict[str, Any]:
     }
 
 
-_NUMBER = {"type": "integer", "minimum": 0}
+_MOST = 2**63 - 1
+"""The largest whole number that a database holds."""
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": _MOST}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -366,10 +372,26 @@ def _operation(
     return operation
 
 
+def _filter(kind: Any) -> dict[str, Any]:
+    """Describe what may be asked of a column; nothing where a query cannot say it (lists and maps)."""
+    schema: dict[str, Any] = msgspec.json.schema(kind)
+    choices: list[dict[str, Any]] = schema.get("anyOf", [schema])
+    if not all("enum" in each or each.get("type") in _SIMPLE for each in choices):
+        return {}
+    for each in choices:
+        if each.get("type") == "integer":
+            each.setdefault("minimum", -_MOST - 1)
+            each.setdefault("maximum", _MOST)
+    return schema
+
+
+_SIMPLE = {"string", "integer", "number", "boolean", "null"}
+
+
 def _number(name: str, given: str) -> int:
     """Read a whole number that is not negative. Raises InvalidInput."""
-    if not (given.isascii() and given.isdigit() and len(given) < 20):
-        raise InvalidInput(f"{name}={given[:80]!r} is not a number from 0 on.")
+    if not (given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= _MOST):
+        raise InvalidInput(f"{name}={given[:80]!r} is not a number from 0 to {_MOST}.")
     return int(given)
 
 
