@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.app.projects import copied
 
 pytestmark = pytest.mark.services
 
@@ -25,15 +26,19 @@ CHECKS = (
     "unsupported_method",
     "negative_data_rejection",
 )
+"""All that follow from the document. Left out: JSON Schema takes 1.0 for a whole number, and we do not."""
+SOME = r"/api/v1/(releases|approvals|activations|rollbacks|audit|status)$"
+"""Every verb and kind of answer; the other lists are made like that of releases."""
 
 
-@pytest.fixture
-def served(released) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def served(trained_project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start the control server of a project with a released version and give its address."""
-    run: Path = released.folder / ".keepwell" / "run"
+    folder = Path(copied(trained_project, tmp_path_factory.mktemp("api") / "tumours"))
+    run = folder / ".keepwell" / "run"
     (run / "server.json").unlink(missing_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "keepwell.app.processes", "server", str(released.folder), str(os.getpid())]
+        [sys.executable, "-m", "keepwell.app.processes", "server", str(folder), str(os.getpid())]
     )  # fmt: skip
     url = ""
     deadline = time.monotonic() + 60
@@ -54,12 +59,12 @@ def test_no_request_makes_the_control_api_fail_or_answer_against_its_schema(serv
         [
             str(Path(sys.executable).with_name("schemathesis")), "--no-color", "run", f"{served}/openapi.json",
             "--header", "X-Keepwell-User: me", "--checks", ",".join(CHECKS), "--phases", "coverage,fuzzing",
-            "--max-examples", "12", "--seed", "1", "--request-timeout", "60", "--generation-database", "none",
+            "--include-path-regex", SOME, "--max-examples", "6", "--seed", "1", "--request-timeout", "60", "--generation-database", "none",
         ],
         capture_output=True, text=True, cwd=tmp_path, timeout=170, check=False,
     )  # fmt: skip
     assert said.returncode == 0, said.stdout[-6000:] + said.stderr[-2000:]
-    assert "Operations:       22 selected / 22 total" in said.stdout
+    assert "Operations:       9 selected / 22 total" in said.stdout
 
 
 @pytest.mark.parametrize(

@@ -210,9 +210,9 @@ class Control:
 
     def audit(self, request: Request) -> Any:
         """List audit entries after a sequence number, or prove the chain."""
+        after = _number("after", request.query_params.get("after", "0"))
         if request.query_params.get("verify"):
             return {"problems": audit_problems(self._state.store)}
-        after = _number("after", request.query_params.get("after", "0"))
         return list(self._state.store.audit(after=after, limit=LIMIT))
 
 
