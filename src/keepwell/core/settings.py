@@ -123,6 +123,8 @@ class EndpointSettings(Values, frozen=True, kw_only=True):
     """The declared model that answers here."""
     log: Literal["sync", "group", "sampled"] = "sync"
     """When a record is on disk: before the answer (``sync``), or about 10 ms later (``group``, ``sampled``)."""
+    log_share: Share = 0.1
+    """The share of decisions that ``sampled`` writes down; the others are answered and leave no record."""
     time: str = ""
     """Request field with the event time; empty: time of arrival."""
     outcome_expires: str = ""

@@ -84,6 +84,7 @@ class Publisher:
             unit=endpoint.unit,
             time=endpoint.time,
             log=endpoint.log,
+            log_share=endpoint.log_share if endpoint.log == "sampled" else 1.0,
             plan=plan.revision if plan else 0,
             salt=plan.salt if plan else "",
             fallback=plan.fallback if plan else "",
