@@ -173,6 +173,9 @@ def _workers(counts: Counts, standing: dict[str, Standing], gone: Gone) -> list[
 _LISTENERS = {
     "access_log_lines": "Lines of the access log, dropped ones too.",
     "access_log_dropped": "Lines of the access log that found no room or no disk.",
+    "spans": "Spans made of traced requests, dropped ones too.",
+    "spans_dropped": "Spans that found no room on their way to the collector.",
+    "spans_failed": "Spans that the collector did not take.",
 }
 
 

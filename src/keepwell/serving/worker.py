@@ -60,6 +60,11 @@ async def serve(
         floor.tls = Tls(Path(terms.tls_certificate), Path(terms.tls_key))
     if terms.access_log:
         floor.listen(AccessLog(terms.access_log, loop))
+    if terms.traces_endpoint:
+        # By its name, because it needs an extra that most gateways do without.
+        traces = importlib.import_module("keepwell.serving.traces")
+        made = traces.Traces(terms.traces_endpoint, share=terms.traces_share, worker=name)
+        floor.listen(made)
     desk.meters.standing = partial(standing_of, floor, writer)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
