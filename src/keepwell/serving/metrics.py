@@ -167,7 +167,15 @@ def _workers(counts: Counts, standing: dict[str, Standing], gone: Gone) -> list[
         connections.add(each.connections, worker=name)
         pending.add(each.pending, worker=name)
         size.add(each.pending_bytes, worker=name)
-    return [up, wanted, deaths, accepted, ready, edition, connections, pending, size]
+    expires = Family(
+        "keepwell_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "When the TLS certificate in force expires; no sample without TLS.",
+    )
+    for name, each in standing.items():
+        if each.certificate_expires is not None:
+            expires.add(each.certificate_expires, worker=name)
+    return [expires, up, wanted, deaths, accepted, ready, edition, connections, pending, size]
 
 
 _LISTENERS = {

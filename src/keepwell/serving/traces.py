@@ -6,6 +6,7 @@ sent by a thread. What the collector does not take in time is lost and counted; 
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -96,6 +97,8 @@ class Traces:
 
     def __init__(self, endpoint: str, *, share: float, worker: str) -> None:
         """``share`` is that of requests without a parent; headers for the collector come from OTel's own variables."""
+        # Each repetition would be a line; that a batch was given up still is one.
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
         self._share = share
         self._outbox = Outbox(OTLPSpanExporter(endpoint, timeout=TIMEOUT_SECONDS))
         named = {"service.version": __version__, "service.instance.id": worker}

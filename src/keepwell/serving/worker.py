@@ -143,6 +143,7 @@ def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:
         pending_bytes=floor.size,
         unsynced=unsynced,
         unsynced_seconds=time.monotonic() - writer.behind_since if unsynced else 0.0,
+        certificate_expires=floor.tls.expires if floor.tls is not None else None,
     )
 
 
