@@ -70,7 +70,7 @@ reference: setup ## write anew what the reference pages take from the code
 	$(BIN)/python scripts/reference.py
 
 lock: setup ## resolve the lock files anew
-	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --group dev --extra grpc --extra postgres --extra sklearn pyproject.toml -o requirements/dev.lock
+	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --group dev --extra grpc --extra otel --extra postgres --extra sklearn pyproject.toml -o requirements/dev.lock
 	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/mlflow.in -o requirements/mlflow.lock
 	$(UV) compile -q --universal --no-deps --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/data.in -o requirements/data.lock
 	$(UV) compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/uv.in -o requirements/uv.lock

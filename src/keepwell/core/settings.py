@@ -70,6 +70,10 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """PEM file with the certificate's key, not encrypted."""
     access_log: str = ""
     """File in the project's folder for a line of JSON a request at the gateway; ``-``: standard output; empty: none."""
+    traces_endpoint: str = ""
+    """URL that the gateway sends OpenTelemetry spans to (OTLP over HTTP, extra ``otel``); empty: none."""
+    traces_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """Share of the requests without a ``traceparent`` that are traced; one with it is traced if its caller is."""
     max_wait: Limit = 1.0
     """A gateway worker refuses requests (503) that more seconds of work than this are ahead of; 0: never."""
 
