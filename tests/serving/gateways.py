@@ -146,6 +146,8 @@ class Gateway:
         """Wait until every worker answers from the newest edition: each is asked on fresh connections."""
         self.pool.tend()
         deadline = time.monotonic() + 40
+        while self.pool.serving() < len(self.pool.pids()) and time.monotonic() < deadline:
+            time.sleep(0.02)
         seen = 0
         while seen < 6 * len(self.pool.pids()):
             try:

@@ -308,6 +308,10 @@ class Desk:
                 ask.refuse(404 if isinstance(error, NotFound) else bad, str(error))
                 self.meters.refused(name)
                 continue
+            except Exception as error:  # noqa: BLE001
+                # What nobody thought of: it must not fail the other requests of the tick.
+                ask.refuse(500, f"{type(error).__name__}: {error}"[:500])
+                continue
             ask.rows = rows
             if rows.probe:
                 self._probe(serving, codec, ask, rows)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +34,8 @@ from keepwell.training.artefacts import check_folder, unpack_artefact
 
 LOOK_SECONDS = 0.05
 RECHECK_SECONDS = 30.0
+AGAIN_SECONDS = 1.0
+"""So long the parent waits before it tries again to write what could not be written."""
 
 
 class Publisher:
@@ -178,9 +183,13 @@ def run_gateway(
     grpc_port: int | None = None,
     terms: Terms | None = None,
     ready: Callable[[int, int | None], None] | None = None,
+    replaced: Callable[[Sequence[int], str], None] | None = None,
+    say: Callable[[str], object] = sys.stderr.write,
 ) -> None:
     """Run until SIGTERM or SIGINT. ``ready`` is told the port, and that of gRPC, once they are bound.
 
+    SIGHUP replaces all workers, so that they run the code that is on the disk now, without losing a request.
+    ``replaced`` is told the ids of those that serve then, and what was wrong if the new ones did not.
     Without ``grpc_port`` there is no gRPC; 0 takes a free port.
     While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
     port is taken.
@@ -195,6 +204,8 @@ def run_gateway(
         check_traces(terms.traces_endpoint)
     ending = StopSignal()
     ending.listen()
+    again = _Asked(ending)
+    signal.signal(signal.SIGHUP, again.ask)
     held = _grpc_socket(host, grpc_port)
     try:
         listening = bind(host, port)
@@ -219,17 +230,42 @@ def run_gateway(
     )
     seen = -1
     checked = 0
+    trouble = ""
+    again_at = 0.0
+    replacing = False
     try:
         while not ending.is_set():
+            said = ""
             try:
-                version = store.version()
-                due = clock.now() - checked > RECHECK_SECONDS * 1_000_000
-                if version != seen or due:
-                    publisher.refresh()
-                    seen, checked = version, clock.now()
+                if time.monotonic() >= again_at:
+                    version = store.version()
+                    due = clock.now() - checked > RECHECK_SECONDS * 1_000_000
+                    if version != seen or due:
+                        publisher.refresh()
+                        seen, checked = version, clock.now()
             except Unavailable:
                 seen = -1
-            pool.tend()
+            except OSError as error:
+                # A full disk, or a folder that is gone: what is served goes on being served.
+                seen = -1
+                again_at = time.monotonic() + AGAIN_SECONDS
+                said = f"what is to be served cannot be written: {error}"
+            try:
+                if again.take():
+                    pool.replace()
+                    replacing = True
+                pool.tend()
+            except OSError as error:
+                said = f"a worker cannot be started: {error}"
+            if replacing and not pool.replacing:
+                replacing = False
+                if pool.problem:
+                    say(f"keepwell gateway: the workers were not replaced: {pool.problem}\n")
+                if replaced is not None:
+                    replaced(pool.pids(), pool.problem)
+            if said and said != trouble:
+                say(f"keepwell gateway: {said}\n")
+            trouble = said or (trouble if time.monotonic() < again_at else "")
             if ready is not None:
                 ready(int(listening.getsockname()[1]), grpc_bound)
                 ready = None
@@ -253,6 +289,22 @@ def check_traces(endpoint: str) -> None:
             "Traces are set by traces_endpoint, and their packages are not installed.",
             todo="Install them: pip install 'keepwell[otel]'; or take traces_endpoint out of [server].",
         )
+
+
+class _Asked:
+    """Remembers that the workers are to be replaced; asked by a signal."""
+
+    def __init__(self, ending: StopSignal) -> None:
+        self._ending = ending
+        self._is = False
+
+    def ask(self, *_: object) -> None:
+        self._is = True
+        self._ending.wake()
+
+    def take(self) -> bool:
+        was, self._is = self._is, False
+        return was
 
 
 def _address(host: str, port: int) -> str:
