@@ -91,6 +91,8 @@ def run_gateway_process(state: State) -> None:
             tls_certificate=inside(server.tls_certificate),
             tls_key=inside(server.tls_key),
             access_log="-" if server.access_log == "-" else inside(server.access_log),
+            traces_endpoint=server.traces_endpoint,
+            traces_share=server.traces_share,
         ),
         ready=ready,
         replaced=replaced,

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from keepwell.core.errors import Corrupt, KeepwellError, NotFound, Unavailable, near_miss
 from keepwell.core.records.predictions import Outcome
 from keepwell.core.records.traffic import BUCKETS, Arm
-from keepwell.serving.assign import Assignment, Placed, Places, Rows
-from keepwell.serving.batches import ERROR, FALLBACK, STATUSES, Answerer, Answers, Batch
+from keepwell.serving.assign import Assignment, Placed, Rows
+from keepwell.serving.batches import ERROR, FALLBACK, STATUSES, Answerer, Answers, Batch, Places
 from keepwell.serving.codec import Codec, Decoded, encode, encode_error
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.intake import Intake
@@ -444,15 +444,22 @@ class Desk:
             errors=tick.errors,
             propensities=b"" if placed.propensities is None else placed.propensities.tobytes(),
         )
-        self._writer.append(batches=(batch,))
+        kept = batch
+        if assignment.log_share < 1:
+            # Mirrors compute what is written down of them, and nothing else.
+            rows_kept = assignment.written(batch.identities())
+            kept = batch.take(rows_kept, share=assignment.log_share)
+            matrix = matrix[rows_kept]
+        if kept.rows:
+            self._writer.append(batches=(kept,))
         if self.noting:
             logged = time.perf_counter()
             for ask, (start, stop) in zip(asks, pairwise(edges), strict=True):
                 ask.part = Part(batch, start, stop, called, now, logged)
         self._reply(serving, asks, edges, batch, tick)
         self._count(serving, tick, latencies, edges)
-        if serving.mirrors:
-            self._shadows.append((serving, batch, matrix))
+        if serving.mirrors and kept.rows:
+            self._shadows.append((serving, kept, matrix))
 
     def _predict(
         self,
@@ -871,4 +878,5 @@ def _mirrored(
         latencies=np.array([(time.perf_counter() - began) * 1e6], dtype="<u4").tobytes(),
         statuses=bytes(statuses),
         errors=errors,
+        share=batch.share,
     )

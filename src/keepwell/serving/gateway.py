@@ -15,7 +15,7 @@ import msgspec
 from keepwell.core.admission import admission_problems
 from keepwell.core.clock import Clock
 from keepwell.core.digest import digest_of
-from keepwell.core.errors import Corrupt, KeepwellError, Unavailable
+from keepwell.core.errors import Corrupt, InvalidInput, KeepwellError, Unavailable
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.signing import Verifier
 from keepwell.core.ports.store import Store
@@ -89,6 +89,7 @@ class Publisher:
             unit=endpoint.unit,
             time=endpoint.time,
             log=endpoint.log,
+            log_share=endpoint.log_share if endpoint.log == "sampled" else 1.0,
             plan=plan.revision if plan else 0,
             salt=plan.salt if plan else "",
             fallback=plan.fallback if plan else "",
@@ -199,6 +200,8 @@ def run_gateway(
         read_context(Path(terms.tls_certificate), Path(terms.tls_key))
     if terms and terms.access_log:
         check_place(terms.access_log)
+    if terms and terms.traces_endpoint:
+        check_traces(terms.traces_endpoint)
     ending = StopSignal()
     ending.listen()
     again = _Asked(ending)
@@ -272,6 +275,20 @@ def run_gateway(
         listening.close()
         if held is not None:
             held.close()
+
+
+def check_traces(endpoint: str) -> None:
+    """See at the start whether traces can be sent. Raises InvalidInput, Unavailable."""
+    if not endpoint.startswith(("http://", "https://")):
+        raise InvalidInput(
+            f"Traces cannot go to {endpoint!r}.",
+            todo="Set traces_endpoint under [server] to a URL such as http://127.0.0.1:4318/v1/traces.",
+        )
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
+        raise Unavailable(
+            "Traces are set by traces_endpoint, and their packages are not installed.",
+            todo="Install them: pip install 'keepwell[otel]'; or take traces_endpoint out of [server].",
+        )
 
 
 class _Asked:

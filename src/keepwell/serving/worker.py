@@ -72,6 +72,11 @@ async def serve(
         floor.tls = Tls(Path(terms.tls_certificate), Path(terms.tls_key))
     if terms.access_log:
         floor.listen(AccessLog(terms.access_log, loop))
+    if terms.traces_endpoint:
+        # By its name, because it needs an extra that most gateways do without.
+        traces = importlib.import_module("keepwell.serving.traces")
+        made = traces.Traces(terms.traces_endpoint, share=terms.traces_share, worker=name)
+        floor.listen(made)
     desk.meters.standing = partial(standing_of, floor, writer)
     stop = asyncio.Event()
     followed = asyncio.Event()
@@ -176,6 +181,7 @@ def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:
         pending_bytes=floor.size,
         unsynced=unsynced,
         unsynced_seconds=time.monotonic() - writer.behind_since if unsynced else 0.0,
+        certificate_expires=floor.tls.expires if floor.tls is not None else None,
     )
 
 
