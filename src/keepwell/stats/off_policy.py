@@ -224,7 +224,7 @@ def _valued(
             message = "clusters must have at least two distinct keys, received one"
             raise ValueError(message)
         # Large weights are few, so the error leans to one side: near the least effective sample
-        # symmetric bounds cover 92%, these 94% to 98%.
+        # symmetric bounds cover 92%, these 94% and more.
         moves = moves * math.sqrt(moves.size / (moves.size - 1))
         estimate = float(values.mean())
         below, above = _skewness.bounds(moves, level, moves.size - 1)
