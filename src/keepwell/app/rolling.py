@@ -11,7 +11,6 @@ from keepwell.core.errors import Conflict, InvalidInput, Refused
 from keepwell.core.records.lifecycle import Policy
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Rollout
-from keepwell.lifecycle.activation import course_of
 from keepwell.lifecycle.roles import require
 
 if TYPE_CHECKING:
@@ -31,6 +30,10 @@ def start_rollout(
     Raises Refused if one of them may not answer (no passed release, too few approvals) or the person may not do so,
     InvalidInput for wrong rules, Conflict if another rollout is under way.
     """
+    from keepwell.lifecycle.activation import (
+        course_of,  # brings polars, and the server starts without
+    )
+
     require(actor, "rollout", store=state.store)
     first, others = versions[0], versions[1:]
     if any(other.model != first.model for other in others):
