@@ -269,7 +269,7 @@ def _rollback(parser: argparse.ArgumentParser) -> None:
 
 def _drill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=["rollback"], help="what to try out")
-    parser.add_argument("endpoint")
+    parser.add_argument("endpoint", help="the endpoint whose way back is tried")
     _who(parser)
 
 
