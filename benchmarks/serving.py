@@ -625,7 +625,7 @@ def peers(
 def _last(predictions: Any) -> list[float]:
     """Take the probability of the positive class out of what MLflow's flavours answer."""
     if isinstance(predictions, dict):
-        predictions = predictions["probabilities"]
+        predictions = predictions["probability"]
     return [predictions[0][-1]]
 
 

@@ -30,7 +30,7 @@ async def app(scope, receive, send):
         message = await receive()
         body += message["body"]
     rows = [msgspec.structs.astuple(row) for row in body_decoder.decode(body).rows]
-    answers = session.run(outputs, {"rows": np.array(rows, dtype=np.float32)})[0][:, 1]
+    answers = session.run(outputs, {"rows": np.array(rows, dtype=np.float32)})[0][:, -1]
     content = encoder.encode({"predictions": answers.tolist()})
     head = [
         (b"content-type", b"application/json"),

@@ -24,7 +24,7 @@ app = FastAPI()
 
 async def predict(body: Body):
     rows = [[getattr(row, name) for name in columns] for row in body.rows]
-    answers = session.run(outputs, {"rows": np.array(rows, dtype=np.float32)})[0][:, 1]
+    answers = session.run(outputs, {"rows": np.array(rows, dtype=np.float32)})[0][:, -1]
     return {"predictions": answers.tolist()}
 
 

@@ -23,4 +23,4 @@ def load():
         os.environ["MODEL_ONNX"], options, providers=["CPUExecutionProvider"]
     )
     outputs = [session.get_outputs()[-1].name]
-    return lambda rows: session.run(outputs, {"rows": np.asarray(rows, dtype=np.float32)})[0][:, 1]
+    return lambda rows: session.run(outputs, {"rows": np.asarray(rows, dtype=np.float32)})[0][:, -1]

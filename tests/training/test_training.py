@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
 from tests.data.flights_like import micros
 from tests.training import shop
 
@@ -23,10 +25,13 @@ from keepwell.checks.artefact.manifest import manifest_complete
 from keepwell.checks.artefact.pickles import pickle_scan
 from keepwell.core.digest import canonical, digest_of
 from keepwell.core.errors import Corrupt, InvalidInput, NotFound, Refused
-from keepwell.core.records.models import Artefact, Model, ModelVersion, Package
+from keepwell.core.records.data import Column
+from keepwell.core.records.models import Artefact, Model, ModelVersion, Package, Signature
 from keepwell.data.training_sets import build_training_set, read_training_set
 from keepwell.training.artefacts import pack_folder, read_artefact, read_package, unpack_artefact
 from keepwell.training.predictors import estimator_output, load_predictor
+from keepwell.training.predictors import onnx as onnx_kind
+from keepwell.training.predictors.onnx import OnnxPredictor
 from keepwell.training.train import (
     fit_candidate,
     inputs_of,
@@ -380,3 +385,20 @@ def test_a_package_names_what_it_was_made_of(site, tmp_path):
     assert package.training_set == site.sets["spends"].content
     assert any(r.startswith("scikit-learn==") for r in package.requirements)
     assert package.own_modules == ("tests.training.shop",)
+
+
+def test_a_boosted_classifier_of_two_classes_keeps_only_its_score(tmp_path):
+    rows = np.random.default_rng(3).normal(size=(300, 3))
+    labels = (rows[:, 0] * rows[:, 1] > 0.1).astype(int)
+    signature = Signature(
+        inputs=tuple(Column(name=f"x{k}", dtype="float64", nullable=True) for k in range(3)), task="binary"
+    )  # fmt: skip
+    estimator = HistGradientBoostingClassifier(max_iter=20, random_state=0).fit(rows, labels)
+    assert onnx_kind.KIND.convert(estimator, signature=signature, folder=tmp_path, sample=rows)
+    written = onnx.load(tmp_path / "model.onnx")
+    assert [node.op_type for node in written.graph.node] == ["TreeEnsembleRegressor", "Sigmoid"]
+    predictor = OnnxPredictor(tmp_path, signature=signature)
+    rows[::7, 1] = np.nan
+    np.testing.assert_allclose(
+        predictor.predict(rows), estimator.predict_proba(rows)[:, 1], atol=1e-6
+    )

@@ -9,7 +9,7 @@ import numpy as np
 
 from keepwell.core.clock import Time, iso
 from keepwell.core.records.traffic import BUCKETS, Cohort
-from keepwell.core.settings import Limit
+from keepwell.core.settings import Limit, Share
 from keepwell.serving.evidence import Health, health
 from keepwell.serving.observations import Observations
 from keepwell.serving.strategy import CHAMPION, Answer, Rules, State, promoted, returned
@@ -23,6 +23,8 @@ class BlueGreenRules(Rules, frozen=True, kw_only=True):
     """Requests with this header and the value ``green`` (later ``blue``) are answered by that side."""
     keep_seconds: Limit = 600.0
     """Blue stays loaded for this long after the switch, and traffic returns to it if green errs."""
+    error_alpha: Share = 0.01
+    """Chance of finding too many errors though there are not."""
     max_errors: Limit = 0.01
     """Share of errors that is too many, before the switch and after it."""
 
@@ -128,5 +130,5 @@ class BlueGreen:
 def _too_many(requests: int, errors: int, rules: BlueGreenRules) -> bool:
     if not requests:
         return False
-    test = RateLimitTest(alpha=rules.alpha, limit=rules.max_errors)
+    test = RateLimitTest(alpha=rules.error_alpha, limit=rules.max_errors)
     return test.update(events=errors, trials=requests).exceeded

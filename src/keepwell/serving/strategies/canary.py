@@ -28,6 +28,8 @@ class CanaryRules(Rules, frozen=True, kw_only=True):
 
     steps: tuple[Share, ...] = (0.05,)
     """Shares of the traffic that the challenger answers, one after the other."""
+    error_alpha: Share = 0.01
+    """Chance of ever rolling back a challenger that makes no more errors than the champion."""
     step_seconds: Limit = 0.0
     """Each step takes at least this much event time."""
 
@@ -62,7 +64,7 @@ class Canary:
         name = state.challenger.name
         if state.champion is None:
             return promoted(state.challenger, "there is no champion to fall back to")
-        test = RateComparison(alpha=rules.alpha, side="greater")
+        test = RateComparison(alpha=rules.error_alpha, side="greater")
         for each in errors_by_plan(seen, CHAMPION, name):
             if each.errors or each.champion_errors:
                 test = test.update(
