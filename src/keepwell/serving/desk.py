@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,7 +25,7 @@ from keepwell.serving.meters import Meters
 from keepwell.serving.protocols import JSON, WireProtocol
 from keepwell.serving.segments import SegmentWriter
 from keepwell.training.artefacts import check_folder
-from keepwell.training.predictors import Predictor, load_predictor
+from keepwell.training.predictors import Predictor, golden_problem, load_predictor
 
 ANOTHER_ROW = "another row of its request had no answer"
 NOT_A_NUMBER = "its answer is not a finite number"
@@ -54,20 +53,6 @@ class Serving(msgspec.Struct, frozen=True):
     """Place of the arm that answers where another fails."""
     left_out: tuple[str, ...] = ()
     """Mirrors that could not be loaded, and why: nobody waits for their answers."""
-
-
-def golden_problem(predictor: Predictor, folder: Path, *, numeric: bool) -> str:
-    """Let a freshly loaded predictor answer its golden rows; say what is wrong, or nothing."""
-    try:
-        golden = msgspec.json.decode((folder / "golden.json").read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        return f"golden.json cannot be read: {error}"
-    rows = golden["rows"]
-    if not rows:
-        return ""
-    matrix = np.array(rows, dtype=np.float64 if numeric else object)
-    worst = float(np.max(np.abs(predictor.predict(matrix) - np.array(golden["predictions"]))))
-    return "" if worst <= golden["tolerance"] else f"its golden rows differ by {worst:.3g}"
 
 
 class Loader:
