@@ -16,6 +16,7 @@ import msgspec
 
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
+from keepwell.serving.beside import Beside
 from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
 from keepwell.serving.gate import DENIED, OPEN, Gate
@@ -133,13 +134,14 @@ class Floor:
         self._held: list[tuple[Ask, Caller, Slot]] = []
         self._syncs = 0
         self._threads = ThreadPoolExecutor(MAX_SYNCS + 1, "sync")
+        desk.beside = Beside(self)
 
     def submit(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
         size = self.size + (ask.size or len(ask.body))
         if size > MAX_PENDING_BYTES:
             refuse(ask, "full", 1.0, f"Over {MAX_PENDING_BYTES:,} bytes of requests are waiting.")
-            self._shed(ask, caller, slot)
+            self.shed(ask, caller, slot)
             return
         self.size = size
         if ask.deadline:
@@ -149,7 +151,8 @@ class Floor:
             self.scheduled = True
             self.loop.call_soon(self.tick)
 
-    def _shed(self, ask: Ask, caller: Caller, slot: Slot) -> None:
+    def shed(self, ask: Ask, caller: Caller, slot: Slot) -> None:
+        """Send a refusal, counted."""
         desk = self.desk
         desk.meters.shed(ask.endpoint if ask.endpoint in desk.endpoints else "", ask.shed)
         caller.fill(slot, ask.status, ask.answer, content=ask.content)
@@ -158,7 +161,7 @@ class Floor:
         """Refuse what cannot be answered in time, put off what others cannot wait for, and give the rest."""
         work, later, refused = self.desk.intake.plan(work, time.perf_counter())
         for ask, caller, slot in refused:
-            self._shed(ask, caller, slot)
+            self.shed(ask, caller, slot)
         for ask, caller, slot in later:
             self.submit(ask, caller, slot)  # the answers before it leave between the two ticks
         return work
@@ -190,13 +193,20 @@ class Floor:
             for ask, _, _ in work:
                 if not ask.status:
                     ask.refuse(500, f"{type(error).__name__}: {error}"[:500])
+        self.send(work)
+
+    def send(self, work: list[tuple[Ask, Caller, Slot]]) -> None:
+        """Let answers go that are there: at once, or when the log is on the disk."""
+        desk = self.desk
         waiting = []
         for each in work:
             ask, caller, slot = each
             if ask.waits:
                 waiting.append(each)
-            else:
+            elif ask.aside is None or ask.status:
                 caller.fill(slot, ask.status, ask.answer, content=ask.content)
+            else:
+                ask.aside(each)
         if waiting:
             self.when_durable(partial(_release, waiting))
         if desk.shadowing:
@@ -688,8 +698,8 @@ def _describe(desk: Desk) -> dict[str, Any]:
                 "unit": serving.edition.unit,
                 "time": serving.edition.time,
                 "columns": list(serving.codec.names) if serving.codec else [],
-                "arms": [_arm(loaded.arm) for loaded in serving.arms],
-                "mirrors": [_arm(loaded.arm) for loaded in serving.mirrors],
+                "arms": [_arm(loaded) for loaded in serving.arms],
+                "mirrors": [_arm(loaded) for loaded in serving.mirrors],
                 "left_out": list(serving.left_out),
             }
             for name, serving in desk.endpoints.items()
@@ -697,10 +707,12 @@ def _describe(desk: Desk) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Any) -> dict[str, Any]:
-    return {
+def _arm(loaded: Any) -> dict[str, Any]:
+    arm = loaded.arm
+    facts = {
         "name": arm.name,
         "version": arm.version,
         "weight": arm.weight,
         "artefact": arm.artefact,
     }
+    return facts | {"runtime": loaded.predictor.state()} if loaded.beside else facts

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from keepwell.core.errors import Unavailable
+from keepwell.serving.runtimes.tended import Runtimes
 from keepwell.serving.terms import Terms
 
 RESPAWN_SECONDS = 0.2
@@ -77,6 +78,7 @@ class Pool:
     ) -> None:
         """``grpc`` is the address, ``host:port``, at which every worker listens for gRPC; empty: none."""
         self._terms = msgspec.json.encode(terms or Terms()).decode()
+        self.runtimes = Runtimes(editions, terms=terms or Terms())
         self._listening = listening
         self._editions = editions
         self._log = log
@@ -97,6 +99,7 @@ class Pool:
             time.sleep(RESPAWN_SECONDS)
         while len(self._processes) < self._wanted:
             self._spawn()
+        self.runtimes.tend()
         return len(dead)
 
     def pids(self) -> list[int]:
@@ -140,6 +143,7 @@ class Pool:
                 shared = (self._meters / f"{worker_name(number, pid)}.json").exists()
                 if shared or self._processes[number].poll() is not None:
                     del waiting[number]
+            self.runtimes.tend()
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -153,3 +157,4 @@ class Pool:
                 process.kill()
                 process.wait()
         self._processes = {}
+        self.runtimes.stop()

@@ -23,12 +23,15 @@ from keepwell.serving.gate import Gate
 from keepwell.serving.http import Connection, Floor
 from keepwell.serving.meters import Meters
 from keepwell.serving.pool import worker_name
+from keepwell.serving.runtimes.links import Links
 from keepwell.serving.segments import SegmentWriter
 from keepwell.serving.stopping import die_with_parent
 from keepwell.serving.terms import Terms
 
 LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 5.0
+AGAIN_SECONDS = 5.0
+"""An edition that could not be loaded is tried again so often: a runtime, or a disk, may have recovered."""
 SILENT_SECONDS = 0.5
 """So long a worker that drains waits for the first request of a connection."""
 
@@ -48,7 +51,14 @@ async def serve(
     name = worker_name(number, os.getpid())
     writer = SegmentWriter(log, name=f"{time.time_ns() // 1000:017d}-{name}")
     desk = Desk(writer, worker=name, meters=Meters(meters, worker=name), max_wait=terms.max_wait)
-    loader = Loader(shelf)
+    links = Links(
+        shelf.folder,
+        loop,
+        seconds=terms.runtime_seconds,
+        processes=terms.runtime_processes,
+        number=number,
+    )
+    loader = Loader(shelf, links)
     floor = Floor(desk, loop, Gate(Path(terms.tokens) if terms.tokens else None))
     floor.look_at_tokens()
     stop = asyncio.Event()
@@ -59,11 +69,12 @@ async def serve(
     calls = await _listen_grpc(floor, grpc) if grpc else None
     server = await loop.create_server(lambda: Connection(floor), sock=listening)
     shared = 0.0
-    failed = -1
+    failed, again = -1, 0.0
     while not stop.is_set():
         generation = shelf.generation()
-        if generation not in {desk.edition, failed}:
+        if generation not in {desk.edition, failed} or (failed >= 0 and loop.time() > again):
             failed = -1 if await _refresh(desk, loader, shelf) else generation
+            again = loop.time() + AGAIN_SECONDS
         if loop.time() - shared > 0.5:
             desk.meters.share()
             floor.look_at_tokens()
@@ -73,6 +84,7 @@ async def serve(
         except TimeoutError:
             continue
     floor.draining = True
+    links.stop()
     server.close()
     ending = asyncio.ensure_future(calls.stop(DRAIN_SECONDS)) if calls is not None else None
     began = loop.time()

@@ -271,14 +271,19 @@ class Links:
         self._stopped = threading.Event()
 
     def open(self, artefact: str) -> RuntimePredictor:
-        """Wait, in the thread that loads, until the runtime of an artefact is ready. Raises Corrupt, Unavailable."""
+        """Wait, in the thread that loads, until the runtime of an artefact is ready, or was so once.
+
+        Raises Corrupt if it cannot be, Unavailable if it does not come.
+        """
         place = place_of(self._shelf, artefact, self._number)
         made = asyncio.run_coroutine_threadsafe(self._linked(place), self._loop).result()
         predictor = RuntimePredictor(made, self._loop)
         deadline = time.monotonic() + START_SECONDS
         while not made.ready.is_set():
             code, problem = read_status(place)
-            if problem and code != "ended":
+            if code == "ended":
+                break
+            if problem:
                 raise Corrupt(f"Its runtime does not start: {problem}")
             if self._stopped.wait(POLL_SECONDS) or time.monotonic() > deadline:
                 raise Unavailable("Its runtime was not ready in time.", where=str(place))

@@ -1,4 +1,4 @@
-"""The parent's side of runtimes: started for what the edition names, begun again when they end, retired when it does not.
+"""The parent's side of runtimes: started for what the edition names, begun again when they end, and retired.
 
 Sockets are bound here and inherited, so a runtime that died comes back at the place where its workers look for it, and
 what they say meanwhile is refused by nobody: they see that it is not ready, and their fallbacks answer.
@@ -39,7 +39,10 @@ def place_of(shelf: Path, artefact: str, number: int) -> Path:
 class Runtime:
     """One process, and the one that takes over from it."""
 
-    def __init__(self, folder: Path, place: Path, environment: str, terms: Terms) -> None:
+    def __init__(
+        self, artefact: str, folder: Path, place: Path, environment: str, terms: Terms
+    ) -> None:
+        self._artefact = artefact
         self._folder = folder
         self._place = place
         self._status = place.with_suffix(".json")
@@ -84,7 +87,7 @@ class Runtime:
         assert self.process is not None
         if self._next.poll() is not None:
             self._next = None  # it could not; the other goes on
-        elif _ready(self._status):
+        elif _code(self._status) == "ready":
             old, self.process, self._next = self.process, self._next, None
             old.send_signal(signal.SIGUSR1)
             return [old]
@@ -92,9 +95,13 @@ class Runtime:
 
     def _start(self, now: float) -> subprocess.Popen[bytes] | None:
         self._began = now
-        self._status.unlink(missing_ok=True)
+        if _code(self._status) in {"ready", "ended"}:
+            # It was proved once: editions that name it do not wait for it, their calls fail until it is back.
+            self._write_status("ended", "It is begun again.")
+        else:
+            self._status.unlink(missing_ok=True)
         arguments = [
-            "--listen", str(self._listening.fileno()), "--status", str(self._status),
+            "--artefact", self._artefact, "--listen", str(self._listening.fileno()), "--status", str(self._status),
             "--seconds", str(self._terms.runtime_seconds), "--parent", str(os.getpid()),
         ]  # fmt: skip
         try:
@@ -111,13 +118,13 @@ class Runtime:
             return None
 
     def _said(self, mode: str) -> IO[bytes]:
-        return self._place.with_suffix(".log").open(mode)  # type: ignore[return-value]
+        return self._place.with_suffix(".log").open(mode)
 
     def _tell_end(self, process: subprocess.Popen[bytes]) -> None:
         """Leave word why it ended, where it could not say so itself."""
         code = process.returncode
-        ready = _ready(self._status)
-        if not ready and self._status.exists():
+        before = _code(self._status)
+        if before not in {"", "ready", "ended"}:
             return
         cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
         last = ""
@@ -126,7 +133,7 @@ class Runtime:
             last = " / ".join(said.read().decode(errors="replace").strip().splitlines()[-2:])
         # Workers wait for one that was ready before; one that never was lets the edition fail.
         self._write_status(
-            "ended" if ready else "error", f"The process ended {cause}. {last}"[:600].strip()
+            "ended" if before else "error", f"The process ended {cause}. {last}"[:600].strip()
         )
 
     def _write_status(self, code: str, problem: str) -> None:
@@ -184,7 +191,7 @@ class Runtimes:
         for key, (folder, environment) in wanted.items():
             if key not in self._running:
                 place = place_of(self._shelf.folder, *key)
-                self._running[key] = Runtime(folder, place, environment, self._terms)
+                self._running[key] = Runtime(key[0], folder, place, environment, self._terms)
 
     def pids(self) -> list[int]:
         """List the process ids of those that run."""
@@ -217,11 +224,11 @@ def _bound(place: Path) -> socket.socket:
     return made
 
 
-def _ready(status: Path) -> bool:
+def _code(status: Path) -> str:
     try:
-        return bool(msgspec.json.decode(status.read_bytes())["code"] == "ready")
+        return str(msgspec.json.decode(status.read_bytes())["code"])
     except (OSError, msgspec.DecodeError):
-        return False
+        return ""
 
 
 def _resident(pid: int) -> int:

@@ -52,12 +52,17 @@ class Kind(Protocol):
         ...
 
 
-def load_predictor(folder: Path) -> tuple[Predictor, Package]:
-    """Load the predictor of an unpacked artefact. Raises Corrupt, NotFound for an unknown kind."""
+def read_package_file(folder: Path) -> Package:
+    """Read what an unpacked artefact says of itself. Raises Corrupt."""
     try:
-        package = msgspec.json.decode((folder / "package.json").read_bytes(), type=Package)
+        return msgspec.json.decode((folder / "package.json").read_bytes(), type=Package)
     except (OSError, msgspec.DecodeError) as error:
         raise Corrupt(f"package.json cannot be read: {error}.", where=str(folder)) from error
+
+
+def load_predictor(folder: Path) -> tuple[Predictor, Package]:
+    """Load the predictor of an unpacked artefact. Raises Corrupt, NotFound for an unknown kind."""
+    package = read_package_file(folder)
     module = PREDICTORS.load(package.predictor)
     predictor: Predictor = module.load(folder, package=package)
     return predictor, package

@@ -70,7 +70,7 @@ class Folder:
 
 
 def write(estimator: Any, folder: Path) -> None:
-    """Write an estimator's files: by its own ``save``, else pickled; an MLflow folder is copied. Raises InvalidInput."""
+    """Write an estimator's files: by its own ``save`` or pickled; an MLflow folder is copied. Raises InvalidInput."""
     model = folder / MODEL
     if isinstance(estimator, Folder):
         shutil.copytree(estimator.path, model, ignore=shutil.ignore_patterns("__pycache__"))
@@ -117,10 +117,10 @@ def _file_of(module: str) -> Path | None:
 def _installed() -> list[Path]:
     """List where packages and Keepwell itself lie: what is there is named by its version, not packed."""
     paths = sysconfig.get_paths()
-    named = [paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"]]
+    named: list[str | Path] = [paths[one] for one in ("stdlib", "platstdlib", "purelib", "platlib")]
     return [
         Path(one).resolve()
-        for one in (*named, *site.getsitepackages(), Path(keepwell.__file__).parent)
+        for one in [*named, *site.getsitepackages(), Path(keepwell.__file__).parent]
     ]
 
 

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from keepwell.checks.artefact.pickles import scan_files
 from keepwell.core.errors import Corrupt, InvalidInput, KeepwellError, Refused
 from keepwell.core.records.models import Package, Signature
+from keepwell.training.artefacts import check_folder
 from keepwell.training.predictors import estimator_output, golden_problem
 from keepwell.training.predictors.native import frame_of, unpickled
 from keepwell.training.predictors.process import CODE, FILE, MODEL, PICKLE, Described, wire
@@ -69,7 +70,7 @@ def load(folder: Path) -> Answering:
     else:
         module, _, name = described.name.partition(":")
         kind = reduce(getattr, name.split("."), importlib.import_module(module))
-        estimator = kind.load(folder / MODEL)  # type: ignore[attr-defined]
+        estimator = kind.load(folder / MODEL)
 
     def predict(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         return estimator_output(estimator, frame_of(rows, signature=signature), signature=signature)
@@ -167,7 +168,7 @@ class Program:
                     with contextlib.suppress(BlockingIOError, ConnectionError):
                         self.enter(self._listening.accept()[0])
                 elif key.fileobj in self._peers:
-                    self._answer(key.fileobj)  # type: ignore[arg-type]
+                    self._answer(key.fileobj)
 
     def _answer(self, peer: socket.socket) -> None:
         try:
@@ -243,6 +244,7 @@ def main() -> None:
         "--seconds", type=float, default=0.0, help="a call that takes longer ends the process"
     )
     parser.add_argument("--parent", type=int, default=0)
+    parser.add_argument("--artefact", default="", help="digest that the folder must still have")
     parser.add_argument("--unproved", action="store_true", help="there are no golden rows yet")
     given = parser.parse_args()
     if given.parent:
@@ -252,6 +254,8 @@ def main() -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGALRM, chain=True)  # shows where a model hung, and then ends
     try:
+        if given.artefact:
+            check_folder(given.artefact, given.folder)
         model = load(given.folder)
         if not given.unproved:
             package = msgspec.json.decode(
