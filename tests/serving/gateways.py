@@ -27,7 +27,8 @@ from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.segments import SegmentLog
 from keepwell.serving.terms import Terms
 from keepwell.training.artefacts import pack_folder, unpack_artefact
-from keepwell.training.predictors import load_predictor
+from keepwell.training.predictors import estimator_output, load_predictor
+from keepwell.training.predictors.native import frame_of
 from keepwell.training.predictors.process import Folder, write
 
 COLUMNS: dict[str, Dtype] = {"x": "float64", "flag": "bool", "dep delay": "float64"}
@@ -103,7 +104,7 @@ def process(
     rows: list[list[Any]] | None = None,
     environment: str = "",
 ) -> str:
-    """Unpack a model with a process of its own, proved by a private one, and give its digest."""
+    """Unpack a model with a process of its own and give its digest."""
     signature = signature or signature_of(COLUMNS)
     folder = Path(tempfile.mkdtemp(dir=shelf.folder))
     package = Package(
@@ -114,11 +115,14 @@ def process(
     write(Folder(estimator, package=package) if isinstance(estimator, Path) else estimator, folder)
     (folder / "package.json").write_bytes(canonical(package))
     rows = rows or [[1.0] * len(signature.inputs), [7.0] * len(signature.inputs)]
-    private, _ = load_predictor(folder)
-    golden = private.predict(np.array(rows, dtype=np.float64 if signature.numeric else object))
+    matrix = np.array(rows, dtype=np.float64 if signature.numeric else object)
+    if isinstance(estimator, Path):
+        golden = Folder(estimator, package=package).outputs(matrix)
+    else:
+        frame = frame_of(matrix, signature=signature)
+        golden = estimator_output(estimator, frame, signature=signature)
     content = canonical({"rows": rows, "predictions": golden.tolist(), "tolerance": 1e-6})
     (folder / "golden.json").write_bytes(content)
-    private.close()  # type: ignore[attr-defined]
     return lay_out(shelf, folder)
 
 

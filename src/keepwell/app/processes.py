@@ -73,7 +73,13 @@ def run_gateway_process(state: State) -> None:
         workers=server.gateway_workers,
         clock=state.clock,
         grpc_port=None if server.grpc_port is None else port_for(state, "grpc", server.grpc_port),
-        terms=Terms(max_wait=server.max_wait, tokens=str(state.folder / tokens) if tokens else ""),
+        terms=Terms(
+            max_wait=server.max_wait,
+            tokens=str(state.folder / tokens) if tokens else "",
+            runtime_seconds=server.runtime_seconds,
+            runtime_memory=server.runtime_memory,
+            runtime_processes=server.runtime_processes,
+        ),
         ready=ready,
     )
 

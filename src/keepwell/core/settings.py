@@ -66,6 +66,12 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """File in the project's folder with a line ``sha256:HEX`` a token that may ask the gateway; empty: all may."""
     max_wait: Limit = 1.0
     """A gateway worker refuses requests (503) that more seconds of work than this are ahead of; 0: never."""
+    runtime_seconds: Limit = 5.0
+    """Longest time that a model in a process of its own may take for one call; 0: no limit."""
+    runtime_memory: Count = 0
+    """Megabytes above which such a process is replaced by a fresh one; 0: no limit."""
+    runtime_processes: Several = 1
+    """Processes of one such model, among which the gateway's workers are shared out."""
 
 
 class UserSettings(Values, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ a runtime fails: by the fallback, and recorded; an endpoint with one arm refuses
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -83,7 +84,7 @@ class Lane:
     async def _work(self, serving: Serving) -> None:
         await asyncio.sleep(0)
         while self._waiting:
-            work = self._next()
+            work = self._next(serving)
             size = sum([ask.size or len(ask.body) for ask, _, _ in work])
             began = time.perf_counter()
             try:
@@ -94,11 +95,19 @@ class Lane:
                 self._pace.learn(size or 1, now - began, now)
         self._busy = False
 
-    def _next(self) -> list[Each]:
+    def _next(self, serving: Serving) -> list[Each]:
+        """Take as many as one call may compute, by the pace learned: a quarter of its time-out.
+
+        The rest of it is for what other workers ask of the same runtime, and for a pace that was learned wrongly.
+        """
         rows = 0
+        pace = self._pace
+        expected = pace.fixed
+        allowed = min(_patience(loaded) for loaded in serving.arms) / 4
         for place, (ask, _, _) in enumerate(self._waiting):
             rows += len(ask.rows or ())
-            if rows > MAX_ROWS and place:
+            expected += pace.slope * (ask.size or len(ask.body))
+            if place and (rows > MAX_ROWS or expected > allowed):
                 work, self._waiting = self._waiting[:place], self._waiting[place:]
                 return work
         work, self._waiting = self._waiting, []
@@ -117,6 +126,11 @@ class Lane:
                 # The outermost door of what is computed here: one bad batch must not end the worker.
                 _refused(work, 500, f"{type(error).__name__}: {error}"[:500])
         self._floor.send(work)
+
+
+def _patience(loaded: Loaded) -> float:
+    seconds: float = getattr(loaded.predictor, "seconds", 0.0)
+    return seconds or math.inf
 
 
 _BUSY = "The runtime of its model is busy."

@@ -106,7 +106,7 @@ class Link:
 
     def __init__(self, place: Path, *, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
         self._place = place
-        self._seconds = seconds
+        self.seconds = seconds
         self._loop = loop
         self._wire: Wire | None = None
         self._trying = False
@@ -176,13 +176,13 @@ class Link:
         assert found is not None
         assert found.transport is not None
         self._number += 1
-        deadline = time.monotonic() + self._seconds if self._seconds else 0.0
+        deadline = time.monotonic() + self.seconds if self.seconds else 0.0
         head, payload = wire.question(self._number, rows, deadline)
         found.pending[self._number] = answer
         found.transport.write(head)
         found.transport.write(payload)
-        if self._seconds:
-            timer = self._loop.call_later(self._seconds, self._late, answer)
+        if self.seconds:
+            timer = self._loop.call_later(self.seconds, self._late, answer)
             answer.add_done_callback(lambda _: timer.cancel())
         return answer
 
@@ -198,8 +198,8 @@ class Link:
 
     def _late(self, answer: asyncio.Future[Floats]) -> None:
         if not answer.done():
-            self.stuck = time.monotonic() - self._seconds
-            answer.set_exception(Unavailable(f"Its runtime took longer than {self._seconds:g} s"))
+            self.stuck = time.monotonic() - self.seconds
+            answer.set_exception(Unavailable(f"Its runtime took longer than {self.seconds:g} s"))
 
     def state(self) -> dict[str, Any]:
         """Describe the runtime as this worker sees it."""
@@ -234,6 +234,8 @@ class RuntimePredictor:
         self._link = link
         self._loop = loop
         self.call = link.call
+        self.seconds = link.seconds
+        """So long a call may take; 0: as long as it likes."""
         self.state = link.state
         # Whoever still computes with it holds it; behind the last one the connection may go, and the runtime with it.
         weakref.finalize(self, _let_go, link, loop)

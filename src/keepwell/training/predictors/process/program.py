@@ -81,7 +81,15 @@ def load(folder: Path) -> Answering:
 def _mlflow(folder: Path, signature: Signature) -> Predict:
     import mlflow.pyfunc  # noqa: PLC0415 - only such models need it
     import pandas as pd  # noqa: PLC0415
+    from mlflow.models import Model  # noqa: PLC0415
 
+    loader = str(Model.load(str(folder)).flavors["python_function"]["loader_module"])
+    if not loader.startswith("mlflow."):
+        # MLflow imports and calls whatever module stands there.
+        raise Refused(
+            f"The MLflow model is loaded by the module {loader!r}, which is not MLflow's own.",
+            todo="Save it with one of MLflow's flavours, or from code: python_model='FILE.py'.",
+        )
     model = mlflow.pyfunc.load_model(str(folder))
     names = list(signature.names)
 
