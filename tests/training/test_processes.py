@@ -97,7 +97,7 @@ def test_what_cannot_be_served_from_a_process_is_refused_with_what_to_do(site, t
     with pytest.raises(InvalidInput, match="Declare runtime"):
         site.project.model("buys").candidate("worse", environment="mlflow")
     with pytest.raises(InvalidInput, match="Did you mean 'process'"):
-        site.project.model("buys").candidate("worse", runtime="proces")  # type: ignore[arg-type]
+        site.project.model("buys").candidate("worse", runtime="proces")
 
 
 def test_real_mlflow_models_are_packaged_scanned_and_served_from_their_own_environment(

@@ -58,8 +58,8 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """Control API, tracking API and dashboard."""
     gateway_port: Port = 7071
     """Predictions and outcomes."""
-    gateway_workers: Several = 1
-    """Processes that answer predictions, on one shared socket."""
+    gateway_workers: Count = 1
+    """Processes that answer predictions, on one shared socket; 0: none, for an ASGI server does."""
     grpc_port: int | None = None
     """Open Inference Protocol over gRPC, beside the gateway's HTTP (extra ``grpc``); 0 takes a free port."""
     gateway_token_file: str = ""

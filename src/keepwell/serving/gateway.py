@@ -172,7 +172,8 @@ def run_gateway(
 ) -> None:
     """Run until SIGTERM or SIGINT. ``ready`` is told the port, and that of gRPC, once they are bound.
 
-    Without ``grpc_port`` there is no gRPC; 0 takes a free port.
+    Without ``grpc_port`` there is no gRPC; 0 takes a free port. Without ``workers`` nothing listens: editions and
+    runtimes are tended for the processes of an ASGI server (``keepwell.serving.asgi``).
     While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
     port is taken.
     """
@@ -180,9 +181,9 @@ def run_gateway(
         read_digests(Path(terms.tokens))  # told at the start, not by refusing everybody
     ending = StopSignal()
     ending.listen()
-    held = _grpc_socket(host, grpc_port)
+    held = _grpc_socket(host, grpc_port) if workers else None
     try:
-        listening = bind(host, port)
+        listening = bind(host, port) if workers else socket.socket()
     except Unavailable:
         if held is not None:
             held.close()
@@ -216,7 +217,7 @@ def run_gateway(
                 seen = -1
             pool.tend()
             if ready is not None:
-                ready(int(listening.getsockname()[1]), grpc_bound)
+                ready(int(listening.getsockname()[1]) if workers else port, grpc_bound)
                 ready = None
             ending.wait(LOOK_SECONDS)
     finally:

@@ -25,6 +25,7 @@ from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openi
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
+MAX_URL = 8192
 MAX_PIPELINE = 128
 MAX_PATIENCE = 3600.0
 """A deadline further away than this is one of an hour."""
@@ -431,8 +432,8 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """Collect the URL."""
         self._url += url
-        if len(self._url) > 8192:
-            raise _Limit(431, "The URL is longer than 8,192 bytes.")
+        if len(self._url) > MAX_URL:
+            raise _Limit(431, f"The URL is longer than {MAX_URL:,} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Watch the headers that matter and bound them all."""
@@ -469,7 +470,10 @@ class Connection(asyncio.Protocol):
         slot = Slot()
         slot.close = not self._parser.should_keep_alive() or self._floor.draining
         self._slots.append(slot)
-        method: bytes = self._parser.get_method()
+        self.serve(slot, self._parser.get_method(), began)
+
+    def serve(self, slot: Slot, method: bytes, began: float) -> None:
+        """Answer one request that was read, or let the desk answer it."""
         path = self._url.split(b"?", 1)[0].decode("latin-1")
         gate = self._floor.gate
         if gate.closed and not (

@@ -14,7 +14,7 @@ import msgspec
 
 from keepwell.core.errors import Unavailable
 from keepwell.serving.runtimes.tended import Runtimes
-from keepwell.serving.terms import Terms
+from keepwell.serving.terms import TERMS_FILE, Terms
 
 RESPAWN_SECONDS = 0.2
 START_SECONDS = 30.0
@@ -78,6 +78,8 @@ class Pool:
     ) -> None:
         """``grpc`` is the address, ``host:port``, at which every worker listens for gRPC; empty: none."""
         self._terms = msgspec.json.encode(terms or Terms()).decode()
+        editions.mkdir(parents=True, exist_ok=True)
+        (editions / TERMS_FILE).write_text(self._terms)
         self.runtimes = Runtimes(editions, terms=terms or Terms())
         self._listening = listening
         self._editions = editions

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+TERMS_FILE = "terms.json"
+"""Lies beside the editions, for processes that no gateway's parent starts."""
+
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Travels as JSON on a worker's command line, so it holds nothing secret."""

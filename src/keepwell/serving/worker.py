@@ -64,25 +64,11 @@ async def serve(
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
-    await _refresh(desk, loader, shelf)
+    await refresh(desk, loader, shelf)
     # First, so that a worker that says it is ready is ready by either protocol.
     calls = await _listen_grpc(floor, grpc) if grpc else None
     server = await loop.create_server(lambda: Connection(floor), sock=listening)
-    shared = 0.0
-    failed, again = -1, 0.0
-    while not stop.is_set():
-        generation = shelf.generation()
-        if generation not in {desk.edition, failed} or (failed >= 0 and loop.time() > again):
-            failed = -1 if await _refresh(desk, loader, shelf) else generation
-            again = loop.time() + AGAIN_SECONDS
-        if loop.time() - shared > 0.5:
-            desk.meters.share()
-            floor.look_at_tokens()
-            shared = loop.time()
-        try:
-            await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
-        except TimeoutError:
-            continue
+    await follow(floor, loader, shelf, stop)
     floor.draining = True
     links.stop()
     server.close()
@@ -99,13 +85,33 @@ async def serve(
     writer.close()
 
 
+async def follow(floor: Floor, loader: Loader, shelf: Shelf, stop: asyncio.Event) -> None:
+    """Serve each new edition, share the counters and look at the tokens, until told to stop."""
+    loop, desk = floor.loop, floor.desk
+    shared = 0.0
+    failed, again = -1, 0.0
+    while not stop.is_set():
+        generation = shelf.generation()
+        if generation not in {desk.edition, failed} or (failed >= 0 and loop.time() > again):
+            failed = -1 if await refresh(desk, loader, shelf) else generation
+            again = loop.time() + AGAIN_SECONDS
+        if loop.time() - shared > 0.5:
+            desk.meters.share()
+            floor.look_at_tokens()
+            shared = loop.time()
+        try:
+            await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+        except TimeoutError:
+            continue
+
+
 async def _listen_grpc(floor: Floor, address: str) -> Any:
     """Start the gRPC side. It is loaded by its name, because it needs an extra that most gateways do without."""
     protocol = importlib.import_module("keepwell.serving.protocols.grpc")
     return await protocol.start(floor, address)
 
 
-async def _refresh(desk: Desk, loader: Loader, shelf: Shelf) -> bool:
+async def refresh(desk: Desk, loader: Loader, shelf: Shelf) -> bool:
     """Load the newest edition beside the loop, then flip; the old one answers meanwhile. False if it cannot."""
     loop = asyncio.get_running_loop()
     try:
