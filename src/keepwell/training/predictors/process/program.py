@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -40,6 +40,8 @@ Predict = Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]]
 _PR_SET_PDEATHSIG = 1
 PEER_SECONDS = 10.0
 """A worker that takes or sends nothing for so long in the middle of a frame is not waited for."""
+JOINT_ROWS = 10_000
+"""Questions of several workers that have more rows together are answered one by one."""
 SAID_BYTES = 1024 * 1024
 """What a model prints is kept up to here, then begun anew."""
 
@@ -115,8 +117,16 @@ def _mlflow(folder: Path, signature: Signature) -> Predict:
     return predict
 
 
+class Question(NamedTuple):
+    """What one worker asks."""
+
+    peer: socket.socket
+    number: int
+    rows: npt.NDArray[Any]
+
+
 class Program:
-    """Answers one frame after the other, fairly over the connections."""
+    """Answers one round of questions after the other: at most one of each worker."""
 
     def __init__(self, model: Answering, *, seconds: float) -> None:
         self._model = model
@@ -168,6 +178,7 @@ class Program:
                 self._leaving = False
                 for peer in list(self._peers):
                     self._send(peer, wire.said(0, wire.BYE))
+            asked: list[Question] = []
             for key, _ in self._selector.select():
                 if isinstance(key.fileobj, int):
                     with contextlib.suppress(BlockingIOError):
@@ -176,9 +187,10 @@ class Program:
                     with contextlib.suppress(BlockingIOError, ConnectionError):
                         self.enter(self._listening.accept()[0])
                 elif key.fileobj in self._peers:
-                    self._answer(key.fileobj)
+                    asked += self._read(key.fileobj)
+            self._answer(asked)
 
-    def _answer(self, peer: socket.socket) -> None:
+    def _read(self, peer: socket.socket) -> list[Question]:
         try:
             size, number, n, columns, kind, deadline = wire.HEAD.unpack(
                 _exactly(peer, wire.HEAD.size)
@@ -186,25 +198,43 @@ class Program:
             payload = _exactly(peer, size)
         except (EOFError, OSError):
             self._leave(peer)
-            return
+            return []
         if deadline and time.monotonic() > deadline:
             self._send(peer, wire.said(number, wire.LATE))
-            return
+            return []
+        return [Question(peer, number, wire.rows_of(kind, n, columns, payload))]
+
+    def _answer(self, asked: list[Question]) -> None:
+        """Answer what several workers asked at once by one call; where that fails, each by its own."""
+        if len(asked) > 1 and sum(len(one.rows) for one in asked) <= JOINT_ROWS:
+            joint = np.concatenate([one.rows for one in asked])
+            with contextlib.suppress(Exception):
+                # Whatever it raises comes out again when each question is tried alone.
+                values = self._computed(joint)
+                if values.ndim in {1, 2} and len(values) == len(joint):
+                    start = 0
+                    for one in asked:
+                        stop = start + len(one.rows)
+                        self._send(one.peer, wire.answer(one.number, values[start:stop]))
+                        start = stop
+                    return
+        for one in asked:
+            try:
+                made = wire.answer(one.number, self._computed(one.rows))
+            except Exception as error:  # noqa: BLE001 - the user's code may raise anything; the caller is told
+                made = wire.said(one.number, wire.FAILED, f"{type(error).__name__}: {error}"[:600])
+            self._send(one.peer, made)
+
+    def _computed(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         if self._seconds:
             # The kernel ends a process that hangs, whatever holds the interpreter's lock.
             signal.setitimer(signal.ITIMER_REAL, self._seconds)
         try:
-            values = np.asarray(
-                self._model.predict(wire.rows_of(kind, n, columns, payload)), dtype=np.float64
-            )
-            made = wire.answer(number, values)
-        except Exception as error:  # noqa: BLE001 - the user's code may raise anything; the caller is told
-            made = wire.said(number, wire.FAILED, f"{type(error).__name__}: {error}"[:600])
+            return np.asarray(self._model.predict(rows), dtype=np.float64)
         finally:
             if self._seconds:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-        self._send(peer, made)
-        _trim()
+            _trim()
 
     def _send(self, peer: socket.socket, content: bytes) -> None:
         try:
