@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mlflow browser test lint types imports unit slow demo bench-tracking bench-serving bench-stats reference lock clean
+.PHONY: help setup setup-mlflow browser prometheus test lint types imports unit slow demo bench-tracking bench-serving bench-stats reference lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -35,7 +35,10 @@ setup-mlflow: .venv-mlflow/.ready ## make the environment of the real MLflow cli
 browser: ## find a Chromium for the browser tests, or install Debian's
 	@scripts/ensure-browser
 
-test: setup setup-mlflow browser lint types imports unit ## everything that CI runs
+prometheus: ## find Prometheus for the tests of /metrics, or unpack Debian's
+	@scripts/ensure-prometheus
+
+test: setup setup-mlflow browser prometheus lint types imports unit ## everything that CI runs
 
 lint: setup ## style
 	$(BIN)/ruff check .
@@ -73,4 +76,4 @@ lock: setup ## resolve the lock files anew
 	$(UV) compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/uv.in -o requirements/uv.lock
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) .venv-mlflow .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-mlflow .bench .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -41,7 +41,9 @@ def test_a_dry_activation_shows_the_first_plan_and_the_missing_approvals(release
 @pytest.mark.parametrize("strategy", ["basic", "canary", "champion-challenger"])
 def test_a_dry_rollout_shows_the_plan_that_the_rollout_then_begins_with(serving, strategy):
     before = serving.fingerprint()
-    said = serving("rollout", "tumour/2", "--dry-run", "--strategy", strategy, "--json").json
+    said = serving(
+        "rollout", "start", "tumour/2", "--dry-run", "--strategy", strategy, "--json"
+    ).json
     assert said["dry_run"]
     assert said["before"]["revision"] == 1
     assert serving.fingerprint() == before

@@ -36,7 +36,7 @@ COLLEAGUE = ("--as", "colleague")
         (("activate", "tumour/2", *ME), 3, r"no version tumour/2"),
         (("activate", LABEL, "--strategy", "canery", *ME), 3, r"no strategy 'canery'.*Did you mean 'canary'\?"),
         (("activate", LABEL, *COLLEAGUE), 5, r"colleague may not activate"),
-        (("rollout", "rollout-1"), 3, r"no rollout 'rollout-1'"),
+        (("rollout", "status", "rollout-1"), 3, r"no rollout 'rollout-1'"),
         (("rollback", "tumor", "--reason", "x", "--yes", *COLLEAGUE), 3, r"Nothing is deployed at 'tumor'"),
         (("rollback", "tumour", "--reason", "x", "--yes", *COLLEAGUE), 3, r"Nothing is deployed at 'tumour'"),
         (("evidence", "show", "beef"), 3, r"no evidence 'beef'.*keepwell evidence list"),
@@ -143,7 +143,9 @@ def test_a_rollout_is_not_started_beside_another(released):
     assert second.state == "running"
     with pytest.raises(Conflict, match=r"The rollout second is running.*keepwell rollback"):
         start("third", "basic")
-    released.fails("rollout", LABEL, "--dry-run", status=4, says="The rollout second is running")
+    released.fails(
+        "rollout", "start", LABEL, "--dry-run", status=4, says="The rollout second is running"
+    )
 
 
 def test_rollback_with_nothing_before_leaves_the_plan(released):

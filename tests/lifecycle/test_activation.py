@@ -8,7 +8,8 @@ from keepwell.core.auditing import audit_problems
 from keepwell.core.errors import Conflict, NotFound, Refused, Unavailable
 from keepwell.core.records.lifecycle import ACTIVATION_STEPS, Activation
 from keepwell.core.records.models import Alias, ModelVersion
-from keepwell.core.records.traffic import Rollout, TrafficPlan
+from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.traffic import TrafficPlan
 from keepwell.core.records.watching import Alert
 from keepwell.lifecycle.activation import latest_plan, run_activation_step, start_activation
 from keepwell.lifecycle.approvals import approve

@@ -26,6 +26,7 @@ from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.segments import SegmentLog
 from keepwell.serving.terms import Terms
+from keepwell.serving.tls import trust
 from keepwell.training.artefacts import pack_folder, unpack_artefact
 from keepwell.training.predictors import estimator_output, load_predictor
 from keepwell.training.predictors.native import frame_of
@@ -158,7 +159,12 @@ class Gateway:
             grpc=self.grpc,
             terms=terms,
         )
-        self.application = HttpApplication(f"http://127.0.0.1:{self.port}", timeout=20)
+        certificate = terms.tls_certificate if terms else ""
+        self.application = HttpApplication(
+            f"http{'s' if certificate else ''}://127.0.0.1:{self.port}",
+            timeout=20,
+            trust=lambda: trust(Path(certificate)),
+        )
         self.number = 0
 
     def publish(self, *endpoints: EndpointEdition, wait: bool = True) -> None:

@@ -15,7 +15,11 @@ from keepwell.core.records.predictions import Prediction
 from keepwell.serving.batches import STATUSES, Answerer, Answers, Batch
 from keepwell.serving.segments import SegmentLog, SegmentWriter
 
-ARMS = (Answerer("v1", 1, "sha256:a", 6000), Answerer("v2", 2, "sha256:b", 4000))
+ARMS = (
+    Answerer("v1", 1, "sha256:a", 6000),
+    Answerer("v2", 2, "sha256:b", 4000),
+    Answerer("v2", 2, "sha256:b", 10_000, "x-tester=ann"),
+)
 numbers = st.one_of(st.floats(allow_nan=False), st.sampled_from([0.0, -0.0, 1e308, 5e-324, float("inf")]))  # fmt: skip
 
 
@@ -29,11 +33,12 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Prediction]]:
     mirror = draw(st.booleans())
     cell = st.none() | numbers if packs else st.none() | numbers | st.booleans() | st.text()
     rows: list[tuple[Any, ...]] = [tuple(draw(cell) for _ in range(width)) for _ in range(n)]
-    named, timed, with_units, parted, fell = (draw(st.booleans()) for _ in range(5))
+    named, timed, with_units, parted, fell, drawn = (draw(st.booleans()) for _ in range(6))
     ids = [draw(st.text()) for _ in range(n)] if named else [f"p-{9 + k:x}" for k in range(n)]
     units = [draw(st.text(max_size=2)) for _ in range(n)] if with_units else [""] * n
     times = [draw(st.integers(-(10**15), 10**15)) for _ in range(n)] if timed else [77] * n
-    chosen = [draw(st.integers(0, 1)) if parted else 0 for _ in range(n)]
+    chosen = [draw(st.integers(0, 2)) if parted else 0 for _ in range(n)]
+    chances = [draw(st.floats(0, 1)) if drawn else (0.6, 0.4, 1.0)[c] for c in chosen]
     answered = [draw(st.integers(0, 1)) if fell else c for c in chosen]
     statuses = [draw(st.integers(0, 3)) if fell else 0 for _ in range(n)]
     outputs = np.array([[draw(numbers) for _ in range(classes or 1)] for _ in range(n)])
@@ -61,6 +66,7 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Prediction]]:
         latencies=np.array(spent, dtype="<u4").tobytes(),
         statuses=bytes(statuses) if fell else b"",
         errors=errors,
+        propensities=np.array(chances, dtype="<f8").tobytes() if drawn else b"",
     )
     records = [
         Prediction(
@@ -71,7 +77,7 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Prediction]]:
             unit=units[k] or ids[k],
             arms=("v1", "v2"),
             arm=ARMS[answered[k]].arm,
-            propensity=0.0 if mirror else (0.6, 0.4)[chosen[k]],
+            propensity=chances[k],
             mirror=mirror,
             plan=3,
             version=ARMS[answered[k]].version,
@@ -83,6 +89,8 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Prediction]]:
             latency=spent[k],
             status=STATUSES[statuses[k]],
             error=errors.get(k, ""),
+            cohort=ARMS[chosen[k]].cohort,
+            chosen="" if ARMS[chosen[k]].arm == ARMS[answered[k]].arm else ARMS[chosen[k]].arm,
         )
         for k in range(n)
     ]

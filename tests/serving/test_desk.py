@@ -186,7 +186,7 @@ def test_what_is_logged_is_what_was_answered(desk, drawn):
     assert not any(by_endpoint.values()), "nothing else is logged"
     shadowed = [r for r in decisions if r.endpoint == "timed"]
     assert [(r.id, r.unit, r.time) for r in mirrored] == [(r.id, r.unit, r.time) for r in shadowed]
-    assert all((r.features, r.propensity, r.version) == ((), 0.0, 3) for r in mirrored)
+    assert all((r.features, r.propensity, r.version) == ((), 1.0, 3) for r in mirrored)
 
 
 def test_one_callers_rows_send_no_other_callers_rows_to_the_fallback(desk):

@@ -17,6 +17,7 @@ from tests.serving.test_desk import made_desk
 from keepwell.core.settings import ServerSettings
 from keepwell.serving.desk import Ask
 from keepwell.serving.intake import TRY_SECONDS, Intake, Pace
+from keepwell.serving.metrics import gateway_page
 from keepwell.serving.terms import Terms
 
 LIMIT = 0.2
@@ -181,7 +182,7 @@ def test_a_request_behind_another_endpoint_is_late_if_that_took_too_long(tmp_pat
     third.deadline = now + 60
     desk.answer([first, second, third])
     assert [first.status, second.status, third.status] == [200, 504, 200]
-    assert 'reason="late"} 1' in desk.meters.render()
+    assert 'reason="late"} 1' in gateway_page(desk.meters)
 
 
 def test_a_pace_parts_what_a_call_costs_from_what_its_bytes_cost():

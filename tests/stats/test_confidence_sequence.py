@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepwell.stats.confidence_sequence import ClusterConfidenceSequence, ConfidenceSequence, Side
+from keepwell.stats._normal_mixture import Side
+from keepwell.stats.confidence_sequence import ClusterConfidenceSequence, ConfidenceSequence
 from keepwell.stats.intervals import cluster_totals, mean_interval
 
 ROWS = st.lists(

@@ -149,7 +149,13 @@ class ListLog:
     def append(self, records, *, segment="one") -> None:
         self.segments.setdefault(segment, []).extend(records)
 
-    def read(self, cursor: Mapping[str, int], *, limit: int = 50_000) -> LogBatch:
+    def read(
+        self,
+        cursor: Mapping[str, int],
+        *,
+        limit: int = 50_000,
+        until: Mapping[str, int] | None = None,
+    ) -> LogBatch:
         found: list[Prediction | Outcome] = []
         after = dict(cursor)
         for name in sorted(self.segments):

@@ -406,7 +406,7 @@ class FragileLog:
     def __init__(self, log, fuse) -> None:
         self._log, self._fuse = log, fuse
 
-    def read(self, cursor, *, limit=50_000):
+    def read(self, cursor, *, limit=50_000, until=None):
         self._fuse.burn()
         return self._log.read(cursor, limit=min(limit, 700))
 
@@ -467,7 +467,7 @@ class _Small:
     def __init__(self, log) -> None:
         self._log = log
 
-    def read(self, cursor, *, limit=50_000):
+    def read(self, cursor, *, limit=50_000, until=None):
         return self._log.read(cursor, limit=1000)
 
 

@@ -77,15 +77,43 @@ def read_settings(folder: Path) -> Settings:
             where=f"{path}: server.gateway_port",
             todo="Give them two; 0 takes a free one.",
         )
+    if bool(settings.server.tls_certificate) != bool(settings.server.tls_key):
+        there, missing = ("tls_certificate", "tls_key")[
+            :: 1 if settings.server.tls_certificate else -1
+        ]
+        raise InvalidInput(
+            f"There is a {there} without a {missing}.",
+            where=f"{path}: server.{missing}",
+            todo="Name both files, or neither.",
+        )
+    _check_strategies(settings, path)
+    return settings
+
+
+def _check_strategies(settings: Settings, path: Path) -> None:
     from keepwell.serving.strategies import STRATEGIES
 
-    if settings.rollout.strategy not in STRATEGIES.names():
-        raise InvalidInput(
-            f"There is no strategy {settings.rollout.strategy!r}.",
-            where=f"{path}: rollout.strategy",
-            todo=near_miss(settings.rollout.strategy, STRATEGIES.names()),
-        )
-    return settings
+    stages = [name.strip() for name in settings.rollout.strategy.split(",")]
+    for place, name in [
+        *(("rollout.strategy", name) for name in stages),
+        *((f"strategies.{name}", name) for name in settings.strategies),
+    ]:
+        if name not in STRATEGIES.names():
+            raise InvalidInput(
+                f"There is no strategy {name!r}.",
+                where=f"{path}: {place}",
+                todo=near_miss(name, STRATEGIES.names()),
+            )
+    if not settings.strategies:
+        return  # the rest would load numpy for every command
+    from keepwell.serving.controllers import rules_of
+
+    for name, rules in settings.strategies.items():
+        try:
+            rules_of(name, msgspec.to_builtins(settings.rollout), rules)
+        except InvalidInput as error:
+            where = f"{path}: strategies.{name}"
+            raise InvalidInput(error.what, where=where, todo=error.todo) from error
 
 
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<place>.*)`)?$", re.DOTALL)

@@ -18,7 +18,7 @@ from keepwell.core.clock import iso, moment
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.lifecycle import Activation, Approval, Release
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.traffic import Rollout
+from keepwell.core.records.rollouts import Rollout
 from keepwell.core.records.watching import Alert, Decision
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.settings import DemoSettings

@@ -58,10 +58,14 @@ def run_gateway_process(state: State) -> None:
 
     tokens = server.gateway_token_file
 
+    def inside(name: str) -> str:
+        return str(state.folder / name) if name else ""
+
     def ready(port: int, grpc_port: int | None) -> None:
-        announce(state, "gateway", f"http://{server.host}:{port}")
+        secure = "s" if server.tls_certificate else ""
+        announce(state, "gateway", f"http{secure}://{server.host}:{port}")
         if grpc_port is not None:
-            announce(state, "grpc", f"grpc://{server.host}:{grpc_port}")
+            announce(state, "grpc", f"grpc{secure}://{server.host}:{grpc_port}")
 
     run_gateway(
         store=state.store,
@@ -75,7 +79,10 @@ def run_gateway_process(state: State) -> None:
         grpc_port=None if server.grpc_port is None else port_for(state, "grpc", server.grpc_port),
         terms=Terms(
             max_wait=server.max_wait,
-            tokens=str(state.folder / tokens) if tokens else "",
+            tokens=inside(tokens),
+            tls_certificate=inside(server.tls_certificate),
+            tls_key=inside(server.tls_key),
+            access_log="-" if server.access_log == "-" else inside(server.access_log),
             runtime_seconds=server.runtime_seconds,
             runtime_memory=server.runtime_memory,
             runtime_processes=server.runtime_processes,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import ssl
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +23,8 @@ import msgspec
 import polars as pl
 import uvloop
 
+from keepwell.app.pulse import Pulse
 from keepwell.app.wiring import State
-from keepwell.app.worker import Pulse
 from keepwell.core.clock import DAY, Time
 from keepwell.core.errors import NotFound, Unavailable
 from keepwell.core.records.lifecycle import Activation, Release
@@ -78,7 +80,16 @@ class Client(asyncio.Protocol):
 class Sender:
     """Sends a day's requests over several connections and counts what comes back."""
 
-    def __init__(self, host: str, port: int, *, connections: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        connections: int,
+        trust: Callable[[], ssl.SSLContext | None] = lambda: None,
+    ) -> None:
+        """``trust`` is asked at every new connection, because the gateway's certificate may be replaced."""
+        self._trust = trust
         self._host, self._port = host, port
         self._wanted = connections
         self._queue: deque[bytes] = deque()
@@ -111,9 +122,9 @@ class Sender:
         while len(self._clients) < self._wanted:
             try:
                 _, client = await loop.create_connection(
-                    partial(Client, self), self._host, self._port
+                    partial(Client, self), self._host, self._port, ssl=self._trust()
                 )
-            except OSError:
+            except (OSError, Unavailable):
                 now = time.monotonic()
                 self._broken_since = self._broken_since or now
                 if now - self._broken_since > PATIENCE_SECONDS:
@@ -274,7 +285,10 @@ async def _run(state: State, replay: Replay) -> None:
     parts = urlsplit(state.gateway_url)
     demo = state.settings.demo
     sender = Sender(
-        parts.hostname or "127.0.0.1", parts.port or 80, connections=demo.connections if demo else 8
+        parts.hostname or "127.0.0.1",
+        parts.port or (443 if parts.scheme == "https" else 80),
+        connections=demo.connections if demo else 8,
+        trust=state.gateway_trust,
     )
     pulse = Pulse(state.state)
     for day in days:

@@ -8,7 +8,7 @@ from keepwell.app.wiring import State
 from keepwell.core.clock import iso
 from keepwell.core.records.lifecycle import Activation, Approval, StepResult
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.traffic import Rollout
+from keepwell.core.records.rollouts import Rollout
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry
 from keepwell.core.records.work import Replay
 from keepwell.watch.totals import totals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from keepwell.serving.application import HttpApplication
 if TYPE_CHECKING:
     import polars as pl
 
+    from keepwell.serving.controllers import Labels
     from keepwell.serving.rollouts import RolloutDriver
     from keepwell.serving.segments import SegmentLog
     from keepwell.watch.watcher import Watcher
@@ -189,7 +191,15 @@ class State:
             return str(said["url"])
         except (OSError, KeyError, msgspec.DecodeError):
             server = self.settings.server
-            return f"http://{server.host}:{server.gateway_port}"
+            scheme = "https" if server.tls_certificate else "http"
+            return f"{scheme}://{server.host}:{server.gateway_port}"
+
+    def gateway_trust(self) -> ssl.SSLContext | None:
+        """Trust the gateway's certificate as its file is now; None where it has none. Raises Unavailable."""
+        from keepwell.serving.tls import trust
+
+        named = self.settings.server.tls_certificate
+        return trust(self.folder / named) if named else None
 
     @cached_property
     def channels(self) -> tuple[Channel, ...]:
@@ -219,7 +229,18 @@ class State:
             clock=self.clock,
             gain_of=lambda model: gain_of(self.project, model, metric=self.settings.rollout.metric),
             settings=_plain(self.settings.rollout),
+            strategies=self.settings.strategies,
+            labels_of=self._labels_of,
         )
+
+    def _labels_of(self, endpoint: str) -> Labels:
+        """Tell what a decision without an outcome counts as, and when."""
+        from keepwell.serving.controllers import Labels
+
+        declared = self.settings.endpoints.get(endpoint)
+        if declared is None or declared.default_outcome is None:
+            return Labels()
+        return Labels(duration(declared.outcome_expires), declared.default_outcome)
 
     @property
     def context(self) -> Context:
@@ -236,7 +257,9 @@ class State:
             verifier=self.verifier,
             clock=self.clock,
             stage=GatewayStage(blobs=self.blobs),
-            application=HttpApplication(self.gateway_url, token=self.gateway_token),
+            application=HttpApplication(
+                self.gateway_url, token=self.gateway_token, trust=self.gateway_trust
+            ),
             rollouts=self.rollouts,
             drills=_Drills(self),
         )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from pathlib import Path
-
-import msgspec
 
 from keepwell.app.procedures import procedures
+from keepwell.app.pulse import Pulse
 from keepwell.app.wiring import State
 from keepwell.core.errors import KeepwellError, as_error
 from keepwell.core.records.watching import Watermark
@@ -20,27 +18,6 @@ from keepwell.serving.stopping import StopSignal
 
 LOOK_SECONDS = 0.05
 COMPACT_SECONDS = 60.0
-
-
-class Pulse:
-    """Tells other processes how far the worker is: a file with the start of its last whole round."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "run" / "worker.json"
-
-    def beat(self, began: int) -> None:
-        """Write that everything acknowledged before ``began`` (microseconds) has been read and judged."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode({"round": began}))
-        temporary.replace(self._path)
-
-    def last(self) -> int:
-        """Give the start of the last whole round; 0 if there was none."""
-        try:
-            return int(msgspec.json.decode(self._path.read_bytes())["round"])
-        except (OSError, KeyError, msgspec.DecodeError):
-            return 0
 
 
 class Compaction:

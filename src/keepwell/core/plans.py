@@ -146,6 +146,17 @@ def _cohort(
         )
     for value in _twice(cohort.values):
         yield f"{place}the value {value!r} is there twice.", "Write it once."
+    dtype = fields.get(cohort.field, "") if fields else ""
+    for value in cohort.values if cohort.field != time else ():
+        if (dtype == "bool" and value not in {"true", "false"}) or (
+            dtype in {"float64", "int64"} and not _is_number(value)
+        ):
+            yield (
+                f"{place}{cohort.field!r} is never {value!r}.",
+                "Write 'true' or 'false'."
+                if dtype == "bool"
+                else "Write numbers like '7' or '0.5'.",
+            )
     if cohort.field and cohort.field == time:
         for value in cohort.values:
             try:
@@ -215,6 +226,13 @@ def _gap(plan: TrafficPlan) -> _Problems:
             f"Requests are to be held for {plan.gap_seconds:g} s while there are no arms.",
             f"Set gap_seconds above 0 and not above {MAX_GAP_SECONDS:g}.",
         )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _named(arms: Iterable[Arm]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -64,6 +64,12 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """Open Inference Protocol over gRPC, beside the gateway's HTTP (extra ``grpc``); 0 takes a free port."""
     gateway_token_file: str = ""
     """File in the project's folder with a line ``sha256:HEX`` a token that may ask the gateway; empty: all may."""
+    tls_certificate: str = ""
+    """PEM file in the project's folder with the gateway's certificate and its chain; empty: no TLS."""
+    tls_key: str = ""
+    """PEM file with the certificate's key, not encrypted."""
+    access_log: str = ""
+    """File in the project's folder for a line of JSON a request at the gateway; ``-``: standard output; empty: none."""
     max_wait: Limit = 1.0
     """A gateway worker refuses requests (503) that more seconds of work than this are ahead of; 0: never."""
     runtime_seconds: Limit = 5.0
@@ -135,7 +141,7 @@ class RolloutSettings(Values, frozen=True, kw_only=True):
     """``[rollout]``: how a renewed version takes over."""
 
     strategy: str = "champion-challenger"
-    """Name in the catalog of strategies: ``basic``, ``canary``, ``champion-challenger``."""
+    """Name in the catalog of strategies, or several that follow one another: ``"shadow, canary, ab"``."""
     metric: Literal["loss", "kpi"] = "loss"
     """What the two are compared by: the proper loss of their probabilities, or the project's money rule."""
     alpha: Share = 0.05
@@ -144,8 +150,6 @@ class RolloutSettings(Values, frozen=True, kw_only=True):
     """Decisions of the challenger (with their labels, where it is compared by them) before any promotion."""
     max_days: Limit = 28.0
     """A challenger that has not won by then is refused; days of event time."""
-    canary_share: Share = 0.05
-    """Share of the traffic that a canary answers."""
 
 
 class RenewalSettings(Values, frozen=True, kw_only=True):
@@ -212,6 +216,8 @@ class Settings(Values, frozen=True, kw_only=True):
     policy: PolicySettings = PolicySettings()
     endpoints: dict[str, EndpointSettings] = {}
     rollout: RolloutSettings = RolloutSettings()
+    strategies: dict[str, dict[str, Any]] = {}
+    """``[strategies.NAME]``: the rules of one strategy."""
     renewal: RenewalSettings = RenewalSettings()
     monitors: MonitorSettings = MonitorSettings()
     alerts: tuple[AlertSettings, ...] = ()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from keepwell.core.errors import Refused
 from keepwell.core.records.lifecycle import Activation, Release
 from keepwell.core.records.models import Alias, Model, ModelVersion
-from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
+from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
 
 if TYPE_CHECKING:
     from keepwell.core.ports.store import Reader

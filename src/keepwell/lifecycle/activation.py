@@ -15,7 +15,8 @@ from keepwell.core.errors import Conflict, KeepwellError, NotFound, Refused, nea
 from keepwell.core.records.evidence import CheckResult
 from keepwell.core.records.lifecycle import ACTIVATION_STEPS, Activation, Procedure
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
+from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import LedgerEntry
 from keepwell.core.records.work import Work
 from keepwell.lifecycle.catalogue import catalogue_entry, keep_entry

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from keepwell.core.project import Project
     from keepwell.core.records.evidence import CheckResult
     from keepwell.core.records.models import ModelVersion
-    from keepwell.core.records.traffic import Rollout
+    from keepwell.core.records.rollouts import Rollout
     from keepwell.core.settings import Settings
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,16 +17,26 @@ from keepwell.core.errors import InvalidInput, Unavailable
 class HttpApplication:
     """Calls a gateway. Implements ``keepwell.core.ports.stage.Application``."""
 
-    def __init__(self, base_url: str, *, timeout: float = 10.0, token: str = "") -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout: float = 10.0,
+        token: str = "",
+        trust: Callable[[], ssl.SSLContext | None] = lambda: None,
+    ) -> None:
+        """``trust`` tells, at every request, whose certificate an ``https`` gateway may show; None: as the machine."""
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         parts = urlsplit(base_url)
         self._host = parts.hostname or "127.0.0.1"
-        self._port = parts.port or 80
+        self._secure = parts.scheme == "https"
+        self._port = parts.port or (443 if self._secure else 80)
+        self._trust = trust
         self._timeout = timeout
 
     def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Make one request. Raises Unavailable if no answer comes."""
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        connection = self._connection()
         try:
             connection.request(method, path, body=body, headers=self._headers)
             answer = connection.getresponse()
@@ -33,11 +44,18 @@ class HttpApplication:
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(
                 f"The gateway did not answer: {error}.",
-                where=f"http://{self._host}:{self._port}{path}",
+                where=f"{'https' if self._secure else 'http'}://{self._host}:{self._port}{path}",
                 todo="Start it with 'keepwell up'.",
             ) from error
         finally:
             connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._secure:
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._timeout, context=self._trust()
+            )
+        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
 
     def _predict(self, endpoint: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         status, answer = self.request(

@@ -11,12 +11,14 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
+from keepwell.serving.accesslog import AccessLog
 from keepwell.serving.codec import encode_error
 from keepwell.serving.desk import Desk, Loader
 from keepwell.serving.editions import Shelf
@@ -24,11 +26,11 @@ from keepwell.serving.gate import Gate
 from keepwell.serving.http import MAX_BODY, MAX_HEADERS, MAX_URL, Connection, Floor, Slot
 from keepwell.serving.meters import Meters
 from keepwell.serving.pool import worker_name
-from keepwell.serving.protocols import HEADERS, JSON
+from keepwell.serving.protocols import JSON
 from keepwell.serving.runtimes.links import Links
 from keepwell.serving.segments import SegmentWriter
 from keepwell.serving.terms import TERMS_FILE, Terms
-from keepwell.serving.worker import DRAIN_SECONDS, follow, refresh
+from keepwell.serving.worker import DRAIN_SECONDS, follow, refresh, standing_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -91,15 +93,18 @@ class GatewayApp:
         loader = Loader(shelf, links)
         floor = Floor(desk, loop, Gate(Path(terms.tokens) if terms.tokens else None))
         floor.look_at_tokens()
+        if terms.access_log:
+            floor.listen(AccessLog(terms.access_log, loop))
+        desk.meters.standing = partial(standing_of, floor, writer)
         # What cannot be loaded yet is told at /ready, and tried again.
-        await refresh(desk, loader, shelf)
+        await refresh(floor, loader, shelf)
         stop = asyncio.Event()
         following = loop.create_task(follow(floor, loader, shelf, stop))
         self._floor = floor
         await send({"type": "lifespan.startup.complete"})
         await receive()
         # Servers end this only behind their last request; one that does not is waited for.
-        floor.draining = True
+        floor.drain()
         links.stop()
         deadline = loop.time() + DRAIN_SECONDS
         while self._under_way and loop.time() < deadline:  # noqa: ASYNC110 - once in a life; a counter costs less
@@ -107,6 +112,8 @@ class GatewayApp:
         stop.set()
         await following
         self._floor = None
+        for listener in floor.listeners:
+            listener.close()
         desk.meters.share()
         writer.close()
         await send({"type": "lifespan.shutdown.complete"})
@@ -154,6 +161,8 @@ class Exchange(Connection):
         query = scope.get("query_string", b"")
         raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         self._url = raw.partition(b"?")[0]
+        client = scope.get("client")
+        self._client = f"{client[0]}:{client[1]}" if client else "unknown"
         if len(self._url) + len(query) + bool(query) > MAX_URL:
             return 431, f"The URL is longer than {MAX_URL:,} bytes."
         size = 0
@@ -164,7 +173,7 @@ class Exchange(Connection):
                 return 431, f"The headers are larger than {MAX_HEADERS:,} bytes."
             if name == b"content-length" and value.isdigit() and int(value) > MAX_BODY:
                 return 413, f"The body is larger than {MAX_BODY:,} bytes."
-            if name in HEADERS:
+            if name in self._floor.kept:
                 self._headers[name] = value
         # What such a head said is remembered for connections of our own server alone.
         self._chunked = True
@@ -187,7 +196,10 @@ class Exchange(Connection):
 
     def fill(self, slot: Slot, status: int, answer: bytes, *, content: bytes = JSON) -> None:
         """See ``keepwell.serving.http.Caller``."""
-        del slot
+        if slot.note is not None:
+            self._floor.noted(slot.note, status, len(answer))
+        if status != 200:
+            self._floor.desk.meters.failed(status)
         if not self.answer.done():
             self.answer.set_result((status, answer, content))
 

@@ -28,6 +28,9 @@ class Answerer(msgspec.Struct, frozen=True, array_like=True):
     version: int
     artefact: str
     weight: int
+    """Out of 10,000: of an arm, how many buckets it has; of a mirror, how many it sees."""
+    cohort: str = ""
+    """Which cohort the arm answers here, whatever the buckets say."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -67,6 +70,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Places in ``STATUSES``, a byte a row; empty: ok."""
     errors: dict[int, str] = {}
     """By row."""
+    propensities: bytes = b""
+    """Little-endian float64 a row; empty: the weight of the arm that was chosen."""
 
     def identities(self, start: int = 0, stop: int | None = None) -> list[str]:
         """List the decision ids of rows ``start`` to ``stop``."""
@@ -96,9 +101,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         statuses = self.statuses[start:stop] or bytes(n)
         outputs: list[Any] = self.values()[start:stop].tolist() if self.outputs else [None] * n
         features = self._features(start, stop)
+        propensities = (
+            np.frombuffer(self.propensities, dtype="<f8")[start:stop].tolist()
+            if self.propensities
+            else [self.answerers[k].weight / BUCKETS for k in chosen]
+        )
         made = []
         for k in range(n):
-            by = self.answerers[answered[k]]
+            by, asked = self.answerers[answered[k]], self.answerers[chosen[k]]
             made.append(
                 Prediction(
                     id=ids[k],
@@ -108,7 +118,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
                     unit=units[k],
                     arms=self.arms,
                     arm=by.arm,
-                    propensity=0.0 if self.mirror else self.answerers[chosen[k]].weight / BUCKETS,
+                    propensity=propensities[k],
                     mirror=self.mirror,
                     plan=self.plan,
                     version=by.version,
@@ -118,6 +128,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
                     latency=spent[k],
                     status=STATUSES[statuses[k]],
                     error=self.errors.get(start + k, ""),
+                    cohort=asked.cohort,
+                    chosen="" if asked.arm == by.arm else asked.arm,
                 )
             )
         return made

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from keepwell.core.errors import KeepwellError
 from keepwell.serving.batches import Batch
 from keepwell.serving.codec import MAX_ROWS
-from keepwell.serving.desk import Ask, Desk, Loaded, Round, Serving, Tick, mirrored, values_of
+from keepwell.serving.desk import Ask, Desk, Loaded, Round, Seen, Serving, Tick, mirrored, values_of
 from keepwell.serving.intake import Pace, refuse
 
 if TYPE_CHECKING:  # the floor has what is here; its words are needed for types alone
@@ -38,10 +38,10 @@ MAX_PROBES = 32
 class Lane:
     """What waits for the runtimes of one set of arms."""
 
-    def __init__(self, floor: Floor, start: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    def __init__(self, floor: Floor, beside: Beside) -> None:
         # No lane knows its endpoint: what refers to itself would outlive its edition, and its runtimes with it.
         self._floor = floor
-        self._start = start
+        self._beside = beside
         self._waiting: list[Each] = []
         self._over: list[Each] = []
         self._size = 0
@@ -70,11 +70,12 @@ class Lane:
                 self._floor.loop.call_soon(self._overflow, serving)
             return
         self._waiting.append(each)
+        self._beside.waiting += 1
         self._size += size
         if not self._busy:
             self._busy = True
             # The requests of this tick that are not here yet belong to the same batch.
-            self._start(self._work(serving))
+            self._beside.start(self._work(serving))
 
     def _overflow(self, serving: Serving) -> None:
         over, self._over = self._over, []
@@ -91,6 +92,7 @@ class Lane:
                 await self._answer(serving, work, began)
             finally:
                 self._size -= size
+                self._beside.waiting -= len(work)
                 now = time.perf_counter()
                 self._pace.learn(size or 1, now - began, now)
         self._busy = False
@@ -177,13 +179,15 @@ class Beside:
     def __init__(self, floor: Floor) -> None:
         self._floor = floor
         self._probes = 0
+        self.waiting = 0
+        """Requests in lanes that have no answer yet."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def lane(self, serving: Serving, places: tuple[int, ...]) -> Callable[[Each], None]:
         """Give what takes a request whose rows these arms answer."""
         lane = serving.lanes.get(places)
         if lane is None:
-            lane = serving.lanes[places] = Lane(self._floor, self.start)
+            lane = serving.lanes[places] = Lane(self._floor, self)
         return partial(lane.take, serving)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -223,33 +227,31 @@ class Beside:
             self._probes -= 1
         self._floor.send([each])
 
-    def mirror(
-        self, serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]
-    ) -> None:
-        """Let a mirror's runtime answer a batch that was answered, unless too many wait for it."""
+    def mirror(self, serving: Serving, loaded: Loaded, batch: Batch, seen: Seen) -> None:
+        """Let a mirror's runtime answer what was answered, unless too much waits for it."""
         key = (-1 - serving.mirrors.index(loaded),)
         lane = serving.lanes.get(key)
         if lane is None:
-            lane = serving.lanes[key] = Lane(self._floor, self.start)
+            lane = serving.lanes[key] = Lane(self._floor, self)
         if lane.shadows >= MAX_SHADOWS:
-            self._floor.desk.meters.dropped += batch.rows
+            self._floor.desk.meters.dropped += len(seen.matrix)
             return
         lane.shadows += 1
-        self.start(self._mirrored(lane, serving, loaded, batch, matrix))
+        self.start(self._mirrored(lane, serving, loaded, batch, seen))
 
     async def _mirrored(
-        self, lane: Lane, serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]
+        self, lane: Lane, serving: Serving, loaded: Loaded, batch: Batch, seen: Seen
     ) -> None:
         began = time.perf_counter()
         outcome: npt.NDArray[np.float64] | Exception
         try:
-            outcome = await called(self._floor.desk, serving, loaded, matrix)
+            outcome = await called(self._floor.desk, serving, loaded, seen.matrix)
         except Exception as error:  # noqa: BLE001
             # A challenger is the user's code too.
             outcome = error
         finally:
             lane.shadows -= 1
-        self._floor.desk.log_shadows([mirrored(serving, loaded, batch, outcome, began)])
+        self._floor.desk.log_shadows([mirrored(serving, loaded, batch, seen, outcome, began)])
         self._floor.sync_later()
 
 

@@ -18,6 +18,7 @@ from keepwell.serving.parts import (
     Place,
     outcome_table,
     prediction_table,
+    renewed,
     stack,
     values_of,
 )
@@ -166,6 +167,8 @@ def _part_tables(
                 todo="Restore it from a backup.",
             )
         table = pl.read_parquet(compacted / part.path, hive_partitioning=False)
+        if part.kind == "predictions":
+            table = renewed(table)
         yield part.kind, _within(table, low, high)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -16,13 +17,14 @@ import numpy.typing as npt
 from keepwell.core.errors import Corrupt, KeepwellError, NotFound, Unavailable, near_miss
 from keepwell.core.records.models import Package
 from keepwell.core.records.predictions import Outcome
-from keepwell.core.records.traffic import Arm
-from keepwell.serving.assign import bucket_of, choose
+from keepwell.core.records.traffic import BUCKETS, Arm
+from keepwell.serving.assign import Assignment, Placed, Places, Rows
 from keepwell.serving.batches import ERROR, FALLBACK, STATUSES, Answerer, Answers, Batch
 from keepwell.serving.codec import Codec, Decoded, encode, encode_error
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.intake import Intake
 from keepwell.serving.meters import Meters
+from keepwell.serving.notes import Part
 from keepwell.serving.protocols import JSON, WireProtocol
 from keepwell.serving.segments import SegmentWriter
 from keepwell.training.artefacts import check_folder
@@ -33,9 +35,7 @@ from keepwell.training.predictors import (
     read_package_file,
 )
 
-if (
-    TYPE_CHECKING
-):  # what computes beside the desk knows it; the desk needs their words for its types alone
+if TYPE_CHECKING:  # they know the desk; it needs their words for its types alone
     from keepwell.serving.beside import Beside, Lane
     from keepwell.serving.runtimes.links import Links
 
@@ -73,8 +73,10 @@ class Serving(msgspec.Struct, frozen=True):
     mirrors: tuple[Loaded, ...]
     names: tuple[str, ...]
     answerers: tuple[Answerer, ...]
+    """The arms, and behind them each cohort's arm once more."""
     tails: tuple[bytes, ...]
     """What an answer's JSON ends with, by arm."""
+    assignment: Assignment
     fallback: int | None = None
     """Place of the arm that answers where another fails."""
     left_out: tuple[str, ...] = ()
@@ -107,19 +109,31 @@ class Loader:
                 except KeepwellError as error:
                     left_out.append(str(error))
             codec = None
+            signature = None
             if arms:
                 package = self._loaded[arms[0].arm.artefact][1]
-                codec = Codec(package.signature, unit=endpoint.unit, time=endpoint.time)
+                signature = package.signature
+                codec = Codec(signature, unit=endpoint.unit, time=endpoint.time)
+            assignment = Assignment(endpoint, signature)
             endpoints[endpoint.name] = Serving(
                 edition=endpoint,
                 codec=codec,
                 arms=arms,
                 mirrors=tuple(mirrors),
                 names=tuple(arm.name for arm in endpoint.arms),
-                answerers=tuple(
-                    Answerer(arm.name, arm.version, arm.artefact, arm.weight)
-                    for arm in endpoint.arms
+                answerers=(
+                    *(
+                        Answerer(arm.name, arm.version, arm.artefact, arm.weight)
+                        for arm in endpoint.arms
+                    ),
+                    *(
+                        Answerer(arm.name, arm.version, arm.artefact, BUCKETS, cohort.label)
+                        for cohort in assignment.cohorts
+                        for arm in endpoint.arms
+                        if arm.name == cohort.arm
+                    ),
                 ),
+                assignment=assignment,
                 tails=tuple(
                     b","
                     + encode({"version": arm.version, "plan": endpoint.plan, "arm": arm.name})[1:]
@@ -201,6 +215,8 @@ class Ask(msgspec.Struct):
     """Others went first, because they were in a hurry."""
     shed: str = ""
     """Why it was not computed although it could be: ``busy``, ``deadline``, ``full`` or ``late``."""
+    part: Part | None = None
+    """Its place in the tick, where somebody listens."""
     waits: bool = False
     """The answer may leave once the log is on the disk, and not before."""
     aside: Callable[[Any], None] | None = None
@@ -220,13 +236,20 @@ class Tick(msgspec.Struct):
 
     outputs: npt.NDArray[np.float64]
     """Shape (n,) or (n, classes); NaN where no arm had an answer."""
-    chosen: list[int] | None
+    chosen: Places | None
     """Place of the chosen arm a row; None: the first."""
     answered: list[int] | None
     """Place of the arm that answered; None: the chosen one."""
     statuses: bytearray | None
     """None: ok."""
     errors: dict[int, str]
+
+    @property
+    def by(self) -> list[int] | None:
+        """Place of the arm that answered a row; None: the first."""
+        if self.answered is not None or self.chosen is None:
+            return self.answered
+        return self.chosen.tolist()  # type: ignore[no-any-return]
 
 
 class Round(msgspec.Struct):
@@ -237,9 +260,11 @@ class Round(msgspec.Struct):
     edges: list[int]
     """Where the rows of each request begin, and the end of the last."""
     matrix: npt.NDArray[Any]
-    chosen: list[int] | None
+    placed: Placed
     batch: Batch
     """All that is known before the models have answered."""
+    called: float
+    """When it was ready for the models, where somebody listens."""
 
 
 class Desk:
@@ -252,6 +277,8 @@ class Desk:
         self.endpoints: dict[str, Serving] = {}
         self.edition = 0
         self.problem = ""
+        self.noting = False
+        """Somebody wants to know what became of each request."""
         self.unsynced = False
         """Something was logged whose way to the disk is not under way yet."""
         self._writer = writer
@@ -389,25 +416,23 @@ class Desk:
 
         Each set of arms has a lane of its own, so that a slow challenger holds up nobody whom the champion answers.
         """
-        if self.beside is None:
+        beside = self.beside
+        if beside is None:
             raise Unavailable(BUSY)
+        if len(serving.arms) == 1:
+            for ask in asks:
+                ask.aside = beside.lane(serving, (0,))
+            return []
+        # The same rows are placed alike again, when their lane computes them: by their ids, which they keep.
+        made = self.prepare(serving, asks)
+        arms = made.placed.arms
         left: list[Ask] = []
-        for ask in asks:
-            places: tuple[int, ...] = (0,)
-            if len(serving.arms) > 1:
-                rows = ask.rows
-                assert rows is not None
-                if not rows.ids:
-                    # Units may be assigned by their ids: then these are the ones that they keep.
-                    first = self._counter + 1
-                    self._counter += len(rows)
-                    prefix = f"{time.time_ns() // 1000:x}-{self._worker}-"
-                    rows.ids = [f"{prefix}{first + k:x}" for k in range(len(rows))]
-                ids = list(rows.ids)
-                chosen = self._choose(serving, rows.units, ids, prefix="", first=0, n=len(rows))
-                places = tuple(sorted(set(chosen)))
+        for ask, (start, stop) in zip(asks, pairwise(made.edges), strict=True):
+            places = (0,) if arms is None else tuple(np.unique(arms[start:stop]).tolist())
+            assert ask.rows is not None
+            ask.rows.ids = made.batch.identities(start, stop)
             if any(serving.arms[place].beside for place in places):
-                ask.aside = self.beside.lane(serving, places)
+                ask.aside = beside.lane(serving, places)
             else:
                 left.append(ask)
         return left
@@ -424,7 +449,8 @@ class Desk:
         arrived = time.time_ns() // 1000
         edges = [0]
         n = 0
-        named = united = timed = False
+        named = timed = False
+        units: list[str] = []
         alike = True
         packs = codec.packs
         features: list[tuple[Any, ...]] = []
@@ -442,7 +468,7 @@ class Desk:
             if rows.ids:
                 named = True
             if rows.units:
-                united = True
+                units += rows.units
             if rows.times:
                 timed = True
         if alike:
@@ -464,10 +490,22 @@ class Desk:
                 ids += ask.rows.ids or [
                     f"{prefix}{first + k:x}" for k in range(start, start + len(ask.rows))
                 ]
-        units = _joined(asks, edges, "units", "") if united else ()
-        chosen = None
-        if len(serving.arms) > 1:
-            chosen = self._choose(serving, units, ids, prefix=prefix, first=first, n=n)
+        if units and len(units) < n:
+            units = _joined(asks, edges, "units", "")
+        times = _joined(asks, edges, "times", arrived) if timed else ()
+        assignment = serving.assignment
+        placed = Placed()
+        if assignment.sole != 0:
+            placed = assignment.place(
+                Rows(
+                    names=lambda: ids or [f"{prefix}{first + k:x}" for k in range(n)],
+                    units=units,
+                    times=times,
+                    matrix=matrix,
+                    edges=edges,
+                    headers=[ask.headers for ask in asks] if assignment.headers else (),
+                )
+            )
         rows_in = matrix.tobytes() if packs else b""
         kind = matrix.dtype.str if packs else "<f8"
         batch = Batch(
@@ -481,14 +519,16 @@ class Desk:
             prefix=prefix,
             first=first,
             ids=ids,
-            times=_joined(asks, edges, "times", arrived) if timed else (),
+            times=times,
             units=units,
-            chosen=_packed(chosen),
+            chosen=_packed(placed.logged),
             features=() if packs else features if alike else _features(asks, codec),
             matrix=rows_in,
             kind=kind,
+            propensities=b"" if placed.propensities is None else placed.propensities.tobytes(),
         )
-        return Round(serving, asks, edges, _wide(matrix), chosen, batch)
+        called = time.perf_counter() if self.noting else 0.0
+        return Round(serving, asks, edges, _wide(matrix), placed, batch, called)
 
     def conclude(self, made: Round, tick: Tick) -> None:
         """Log a round that is computed, and write its answers. Raises Unavailable if the log cannot be written."""
@@ -509,21 +549,14 @@ class Desk:
             errors=tick.errors,
         )
         self._writer.append(batches=(batch,))
+        if self.noting:
+            logged = time.perf_counter()
+            for ask, (start, stop) in zip(asks, pairwise(edges), strict=True):
+                ask.part = Part(batch, start, stop, made.called, now, logged)
         self._reply(serving, asks, edges, batch, tick)
         self._count(serving, tick, latencies, edges)
         if serving.mirrors:
             self._shadows.append((serving, batch, made.matrix))
-
-    @staticmethod
-    def _choose(
-        serving: Serving, units: Sequence[str], ids: list[str], *, prefix: str, first: int, n: int
-    ) -> list[int]:
-        arms = tuple(loaded.arm for loaded in serving.arms)
-        salt = serving.edition.salt
-        names = ids or [f"{prefix}{first + k:x}" for k in range(n)]
-        if units:
-            names = [unit or name for unit, name in zip(units, names, strict=True)]
-        return [choose(bucket_of(name, salt), arms) for name in names]
 
     def _compute(self, serving: Serving, steps: Steps[Tick]) -> Tick:
         """Make the model calls of a round here and now; a runtime is not waited for."""
@@ -543,35 +576,55 @@ class Desk:
 
     def steps(self, made: Round) -> Steps[Tick]:
         """Ask for one model call an arm; where it fails, see on whose rows, and let the fallback answer those."""
-        serving, matrix, chosen, edges = made.serving, made.matrix, made.chosen, made.edges
+        serving, matrix, chosen, edges = made.serving, made.matrix, made.placed.arms, made.edges
         n = len(matrix)
         if chosen is None:
-            tried = yield from _tried(serving.arms[0], matrix)
-            if tried is not None and np.isfinite(tried).all():
+            alone = serving.arms[0]
+            tried = yield from _tried(alone, matrix)
+            if tried is not None and _finite(tried):
                 return Tick(tried, None, None, None, {})
+            found = [(alone, np.arange(n), tried)]
+        else:
+            # The rows of one arm lie together while the models run, so that they are moved once and not by each.
+            order = chosen.argsort(kind="stable")
+            counts = np.bincount(chosen)
+            moved = matrix if counts[-1] == n else matrix[order]
+            found = []
+            start = 0
+            for loaded, count in zip(serving.arms, counts.tolist(), strict=False):
+                if count:
+                    stop = start + count
+                    tried = yield from _tried(loaded, moved[start:stop])
+                    found.append((loaded, order[start:stop], tried))
+                    start = stop
+            good = [values for _, _, values in found if values is not None]
+            if len(good) == len(found) and len({values.shape[1:] for values in good}) == 1:
+                outputs = np.empty((n, *good[0].shape[1:]))
+                outputs[order] = good[0] if len(good) == 1 else np.concatenate(good)
+                if _finite(outputs):
+                    return Tick(outputs, chosen, None, None, {})
+        return (yield from self._rescue(serving, matrix, chosen, edges, found))
+
+    def _rescue(
+        self,
+        serving: Serving,
+        matrix: npt.NDArray[Any],
+        chosen: Places | None,
+        edges: list[int],
+        found: list[tuple[Loaded, Places, npt.NDArray[np.float64] | None]],
+    ) -> Steps[Tick]:
+        """Put together what the arms gave where one of them raised, or gave what is no answer."""
+        n = len(matrix)
         outputs: npt.NDArray[np.float64] | None = None
         troubled: dict[int, str] = {}
-        places = np.array(chosen) if chosen is not None else None
-        for position, loaded in enumerate(serving.arms):
-            if places is None and position:
-                break
-            rows = np.arange(n) if places is None else np.flatnonzero(places == position)
-            if not len(rows):
-                continue
-            whole = len(rows) == n
-            part = matrix if whole else matrix[rows]
-            values = None
-            if places is not None:
-                values = yield from _tried(loaded, part)
+        for loaded, rows, tried in found:
+            values = tried
             if values is None:
                 values = yield from _one_by_one(loaded, matrix, rows, edges, troubled)
             if not np.isfinite(values).all():
                 bad = ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
                 for k in rows[bad].tolist():
                     troubled.setdefault(k, NOT_A_NUMBER)
-            if whole:
-                outputs = values
-                break
             if outputs is None:
                 outputs = np.full((n, *values.shape[1:]), np.nan)
             if outputs.shape[1:] == values.shape[1:]:
@@ -618,7 +671,7 @@ class Desk:
         """Let the fallback answer the rows that the chosen arm failed on; what is left has no answer."""
         n = len(matrix)
         tick.statuses = bytearray(n)
-        chosen = tick.chosen or [0] * n
+        chosen: list[int] = [0] * n if tick.chosen is None else tick.chosen.tolist()
         tick.answered = list(chosen)
         tick.outputs = np.array(tick.outputs)
         fallback = serving.fallback
@@ -660,13 +713,13 @@ class Desk:
             self.unsynced = True
         outputs = tick.outputs
         texts: list[bytes] | None = None
-        answered = tick.answered or tick.chosen
+        answered = tick.by
         made = b'"%s' % batch.prefix.encode()
         tails = serving.tails
         for place, ask in enumerate(asks):
             start, stop = edges[place], edges[place + 1]
             if tick.statuses is not None and tick.statuses[start] == ERROR:
-                self._refuse(serving, ask, tick, start, stop)
+                _refuse(serving, ask, tick, start, stop)
             elif ask.protocol is not None:
                 answers = Answers(batch, outputs[start:stop], start, stop)
                 ask.answer, ask.content = ask.protocol.encode(serving, ask, answers)
@@ -686,24 +739,24 @@ class Desk:
             if durable:
                 ask.waits = True
 
-    @staticmethod
-    def _refuse(serving: Serving, ask: Ask, tick: Tick, start: int, stop: int) -> None:
-        k = next(k for k in range(start, stop) if tick.errors[k] != ANOTHER_ROW)
-        arm = serving.arms[tick.chosen[k] if tick.chosen else 0].arm
-        ask.refuse(
-            503,
-            f"The model of {arm.model}/{arm.version} failed on row {k - start}: {tick.errors[k]}.",
-        )
-
     def _count(self, serving: Serving, tick: Tick, latencies: list[int], edges: list[int]) -> None:
         name = serving.edition.name
-        answered = tick.answered or tick.chosen
+        self.meters.ticked(name, len(latencies), edges[-1])
+        answered = tick.by
         if answered is None:
             arm = serving.arms[0].arm
             rows = None if edges[-1] == len(latencies) else [b - a for a, b in pairwise(edges)]
             self.meters.answered(name, arm.name, arm.version, "ok", latencies, rows)
             return
         groups: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        if tick.statuses is None and edges[-1] == len(latencies):
+            own: list[list[int]] = [[] for _ in serving.arms]
+            for place, latency in zip(answered, latencies, strict=True):
+                own[place].append(latency)
+            for loaded, of in zip(serving.arms, own, strict=True):
+                if of:
+                    self.meters.answered(name, loaded.arm.name, loaded.arm.version, "ok", of)
+            return
         if edges[-1] == len(latencies):  # one row a request, mostly
             for key, latency in zip(
                 zip(answered, tick.statuses or bytes(edges[-1]), strict=True),
@@ -736,10 +789,13 @@ class Desk:
         batches: list[Batch] = []
         for serving, batch, matrix in work:
             for loaded in serving.mirrors:
+                seen = _seen(serving, loaded, batch, matrix)
+                if seen is None:
+                    continue
                 if not loaded.beside:
-                    batches.append(_mirrored(serving, loaded, batch, matrix))
+                    batches.append(_mirrored(serving, loaded, batch, seen))
                 elif self.beside is not None:
-                    self.beside.mirror(serving, loaded, batch, matrix)
+                    self.beside.mirror(serving, loaded, batch, seen)
         if batches:
             self.log_shadows(batches)
 
@@ -764,6 +820,15 @@ class Desk:
     def sync(self) -> None:
         """Bring the log to the disk. Raises Unavailable."""
         self._writer.sync()
+
+
+def _refuse(serving: Serving, ask: Ask, tick: Tick, start: int, stop: int) -> None:
+    k = next(k for k in range(start, stop) if tick.errors[k] != ANOTHER_ROW)
+    arm = serving.arms[0 if tick.chosen is None else tick.chosen[k]].arm
+    ask.refuse(
+        503,
+        f"The model of {arm.model}/{arm.version} failed on row {k - start}: {tick.errors[k]}.",
+    )
 
 
 def _probed(serving: Serving, arm: Arm, values: npt.NDArray[np.float64]) -> Answers:
@@ -822,7 +887,7 @@ def _joined(asks: Sequence[Ask], edges: list[int], field: str, otherwise: Any) -
     return joined
 
 
-def _packed(places: list[int] | None) -> bytes:
+def _packed(places: Places | list[int] | None) -> bytes:
     return b"" if places is None else np.array(places, dtype="<u2").tobytes()
 
 
@@ -840,6 +905,12 @@ def values_of(given: Any, rows: int) -> npt.NDArray[np.float64]:
     if values.shape[:1] != (rows,) or values.ndim > 2:
         raise ValueError(f"it gave answers of shape {values.shape} for {rows} rows")
     return values
+
+
+def _finite(values: npt.NDArray[np.float64]) -> bool:
+    """Tell whether all values are finite, in a tenth of the time of ``isfinite`` for few of them."""
+    # A sum of squares is finite only if all are; where it overflows, each is looked at.
+    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
 
 
 def _tried(loaded: Loaded, matrix: npt.NDArray[Any]) -> Steps[npt.NDArray[np.float64] | None]:
@@ -882,27 +953,51 @@ def told(error: Exception) -> str:
     )
 
 
-def _mirrored(serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]) -> Batch:
-    """Let one mirror answer a batch; what it raises is recorded, and harms nobody."""
+class Seen(msgspec.Struct, frozen=True):
+    """The rows of a batch that a mirror sees."""
+
+    matrix: npt.NDArray[Any]
+    ids: Sequence[str]
+    times: Sequence[int]
+    units: Sequence[str]
+
+
+def _seen(serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]) -> Seen | None:
+    """Give the rows that one mirror sees; None: it sees none."""
+    ids, times, units = batch.ids, batch.times or [batch.arrived] * batch.rows, batch.units
+    if 0 < loaded.arm.weight < BUCKETS:
+        rows = serving.assignment.mirrored(loaded.arm, units, batch.identities).tolist()
+        if not rows:
+            return None
+        matrix = matrix[rows]
+        known = batch.identities()
+        ids, times = [known[k] for k in rows], [times[k] for k in rows]
+        units = [units[k] for k in rows] if units else units
+    return Seen(matrix, ids, times, units)
+
+
+def _mirrored(serving: Serving, loaded: Loaded, batch: Batch, seen: Seen) -> Batch:
+    """Let one mirror answer the rows that it sees; what it raises is recorded, and harms nobody."""
     began = time.perf_counter()
     outcome: npt.NDArray[np.float64] | Exception
     try:
-        outcome = values_of(loaded.predictor.predict(matrix), batch.rows)
+        outcome = values_of(loaded.predictor.predict(seen.matrix), len(seen.matrix))
     except Exception as error:  # noqa: BLE001
         # A challenger is the user's code too.
         outcome = error
-    return mirrored(serving, loaded, batch, outcome, began)
+    return mirrored(serving, loaded, batch, seen, outcome, began)
 
 
 def mirrored(
     serving: Serving,
     loaded: Loaded,
     batch: Batch,
+    seen: Seen,
     outcome: npt.NDArray[Any] | Exception,
     began: float,
 ) -> Batch:
-    """Put what one mirror said to a batch, or raised, into columns for the log."""
-    n = batch.rows
+    """Put what one mirror said to the rows that it saw, or raised, into columns for the log."""
+    n = len(seen.matrix)
     errors: dict[int, str] = {}
     outputs: npt.NDArray[Any]
     if isinstance(outcome, Exception):
@@ -921,15 +1016,15 @@ def mirrored(
         endpoint=batch.endpoint,
         plan=batch.plan,
         arms=serving.names,
-        answerers=(Answerer(arm.name, arm.version, arm.artefact, 0),),
+        answerers=(Answerer(arm.name, arm.version, arm.artefact, arm.weight or BUCKETS),),
         arrived=time.time_ns() // 1000,
         mirror=True,
         rows=n,
         prefix=batch.prefix,
         first=batch.first,
-        ids=batch.ids,
-        times=batch.times or [batch.arrived] * n,
-        units=batch.units,
+        ids=seen.ids,
+        times=seen.times,
+        units=seen.units,
         outputs=outputs.tobytes(),
         classes=outputs.shape[1] if outputs.ndim == 2 else 0,
         latencies=np.array([(time.perf_counter() - began) * 1e6], dtype="<u4").tobytes(),

@@ -20,11 +20,13 @@ from keepwell.core.records.lifecycle import Policy
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert
+from keepwell.serving.accesslog import check_place
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.gate import read_digests
 from keepwell.serving.pool import Pool, bind, reserve
 from keepwell.serving.stopping import StopSignal
 from keepwell.serving.terms import Terms
+from keepwell.serving.tls import read_context
 from keepwell.training.artefacts import check_folder, unpack_artefact
 
 LOOK_SECONDS = 0.05
@@ -87,6 +89,11 @@ class Publisher:
             fallback=plan.fallback if plan else "",
             arms=_rebalanced(arms, plan.fallback if plan else ""),
             mirrors=tuple(mirrors),
+            # Of a cohort whose arm is refused, the rows are assigned like all others.
+            cohorts=plan.cohorts if plan else (),
+            policy=plan.policy if plan else None,
+            gap=plan.gap if plan and not plan.arms else "refuse",
+            gap_seconds=plan.gap_seconds if plan else 0.0,
             refused="; ".join(refusals),
         )
 
@@ -147,11 +154,12 @@ class Publisher:
 
 
 def _rebalanced(arms: list[Arm], fallback: str) -> tuple[Arm, ...]:
-    """Give the buckets of refused arms to the fallback, else to the first arm that is left."""
+    """Give the buckets of refused arms to the fallback, else to the first arm with a weight, else to the first."""
     missing = BUCKETS - sum(arm.weight for arm in arms)
     if not arms or not missing:
         return tuple(arms)
-    heir = next((i for i, arm in enumerate(arms) if arm.name == fallback), 0)
+    order = sorted(range(len(arms)), key=lambda i: (arms[i].name != fallback, not arms[i].weight))
+    heir = order[0]
     arms[heir] = msgspec.structs.replace(arms[heir], weight=arms[heir].weight + missing)
     return tuple(arms)
 
@@ -179,6 +187,10 @@ def run_gateway(
     """
     if terms and terms.tokens:
         read_digests(Path(terms.tokens))  # told at the start, not by refusing everybody
+    if terms and terms.tls_certificate:
+        read_context(Path(terms.tls_certificate), Path(terms.tls_key))
+    if terms and terms.access_log:
+        check_place(terms.access_log)
     ending = StopSignal()
     ending.listen()
     held = _grpc_socket(host, grpc_port) if workers else None

@@ -19,9 +19,14 @@ from keepwell.core.records.predictions import Outcome
 from keepwell.serving.beside import Beside
 from keepwell.serving.codec import encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
+from keepwell.serving.exposition import CONTENT_TYPE
+from keepwell.serving.gaps import Gap
 from keepwell.serving.gate import DENIED, OPEN, Gate
 from keepwell.serving.intake import MAX_PENDING_BYTES, refuse
+from keepwell.serving.metrics import gateway_page
+from keepwell.serving.notes import Listener, Note
 from keepwell.serving.protocols import HEADERS, JSON, Call, Reply, mlflow, openinference
+from keepwell.serving.tls import Tls
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
@@ -64,7 +69,7 @@ _JSON_HEADS = [
 ]
 """Heads of good answers that are as short as most are."""
 _BEARER = JSON + b"\r\nwww-authenticate: Bearer"
-_TEXT = b"text/plain; version=0.0.4"
+_TEXT = CONTENT_TYPE.encode()
 PROTOCOLS = (openinference, mlflow)
 """Who is asked, in this order, for a path that plain rows do not answer."""
 
@@ -89,6 +94,8 @@ class Slot(msgspec.Struct):
     data: bytes | None = None
     close: bool = False
     head: bool = False
+    note: Note | None = None
+    """Where somebody wants to be told of the request."""
 
 
 class Caller(Protocol):
@@ -106,8 +113,12 @@ class Head(msgspec.Struct, frozen=True):
     endpoint: str = ""
     seconds: float = 0.0
     """So long its caller waits; 0: for as long as it takes."""
+    headers: Mapping[bytes, bytes] = {}
+    """Those that a plan's cohorts look at."""
     call: Call | None = None
     """For another protocol than plain rows: the request, but for its body and time."""
+    parent: bytes = b""
+    """The header ``traceparent``."""
 
 
 class Floor:
@@ -118,6 +129,7 @@ class Floor:
     ) -> None:
         self.desk = desk
         self.gate = gate or Gate()
+        self.tls: Tls | None = None
         self.loop = loop
         self.pending: list[tuple[Ask, Caller, Slot]] = []
         self.scheduled = False
@@ -128,6 +140,12 @@ class Floor:
         self.connections: set[Connection] = set()
         self.draining = False
         self.heads: dict[bytes, Head] = {}
+        self.kept = HEADERS
+        """Names of the headers that are kept of a request."""
+        self.cohort_headers: frozenset[bytes] = frozenset()
+        """Those of them that the plans in force look at."""
+        self.gap: Gap[tuple[Ask, Caller, Slot]] = Gap()
+        self._gap_at: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._sync_at: asyncio.TimerHandle | None = None
         self._sync_problem = ""
@@ -136,9 +154,17 @@ class Floor:
         self._syncs = 0
         self._threads = ThreadPoolExecutor(MAX_SYNCS + 1, "sync")
         desk.beside = Beside(self)
+        self.noting = False
+        """Somebody listens."""
+        self.listeners: list[Listener] = []
+        self._noted: list[Note] = []
+        self._undelivered = 0
+        """Requests that are computed and wait for the disk."""
 
     def submit(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
+        if slot.note is not None:
+            slot.note.ask = ask
         size = self.size + (ask.size or len(ask.body))
         if size > MAX_PENDING_BYTES:
             refuse(ask, "full", 1.0, f"Over {MAX_PENDING_BYTES:,} bytes of requests are waiting.")
@@ -176,6 +202,8 @@ class Floor:
             waits = self.desk.waits
             self._held += [each for each in work if waits(each[0].endpoint)]
             work = [each for each in work if not waits(each[0].endpoint)]
+        if self.gap.seconds:
+            work = self._hold(work)
         desk = self.desk
         intake = desk.intake
         # Mostly everything fits, whichever endpoint it is for: then no request costs a look at its own pace.
@@ -209,7 +237,8 @@ class Floor:
             else:
                 ask.aside(each)
         if waiting:
-            self.when_durable(partial(_release, waiting))
+            self._undelivered += len(waiting)
+            self.when_durable(partial(self._release, waiting))
         if desk.shadowing:
             self.loop.call_soon(self._shadow)
         if desk.unsynced:
@@ -247,6 +276,7 @@ class Floor:
 
     def _sync_in_thread(self, told: list[Callable[[str], None]]) -> None:
         problem = ""
+        began = time.perf_counter()
         try:
             self.desk.sync()
         except KeepwellError as error:
@@ -256,9 +286,11 @@ class Floor:
             problem = f"{type(error).__name__}: {error}"
         # A worker that has drained is gone without waiting for the disk's last word.
         with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._synced, told, problem)
+            seconds = time.perf_counter() - began
+            self.loop.call_soon_threadsafe(self._synced, told, problem, seconds)
 
-    def _synced(self, told: list[Callable[[str], None]], problem: str) -> None:
+    def _synced(self, told: list[Callable[[str], None]], problem: str, seconds: float) -> None:
+        self.desk.meters.synced(seconds, failed=bool(problem))
         if problem or self.desk.problem == self._sync_problem:
             self.desk.problem = problem  # and a disk that takes it again ends the problem
         self._sync_problem = problem
@@ -275,6 +307,72 @@ class Floor:
         for each in told:
             each(problem)
 
+    def look_at_plans(self) -> None:
+        """Keep the headers that the plans in force look at, and answer what waited for a plan with arms."""
+        endpoints = self.desk.endpoints
+        found = frozenset[bytes]().union(*(s.assignment.headers for s in endpoints.values()))
+        if found != self.cohort_headers:
+            self.cohort_headers = found
+            self.kept = HEADERS | found
+            self.heads.clear()  # they were read without these
+        for ask, caller, slot in self.gap.look(endpoints):
+            self.submit(ask, caller, slot)
+
+    def _hold(self, work: list[tuple[Ask, Caller, Slot]]) -> list[tuple[Ask, Caller, Slot]]:
+        """Let the requests wait whose plan has no arms for now, and give the others."""
+        work, refused = self.gap.part(work)
+        for each in refused:
+            self.shed(*each)
+        if self.gap.held:
+            if self._gap_at is not None:
+                self._gap_at.cancel()
+            wait = max(self.gap.next() - time.perf_counter(), 0.0)
+            self._gap_at = self.loop.call_later(wait, self._end_waits)
+        return work
+
+    def _end_waits(self) -> None:
+        self._gap_at = None
+        for each in self.gap.expired(time.perf_counter()):
+            self.shed(*each)
+        self._hold([])
+
+    def drain(self) -> None:
+        """Take no connection for longer than its requests; what waits for a plan is told to come again."""
+        self.draining = True
+        for each in self.gap.close():
+            self.shed(*each)
+
+    def _release(self, work: list[tuple[Ask, Caller, Slot]], problem: str) -> None:
+        self._undelivered -= len(work)
+        for ask, caller, slot in work:
+            if problem:
+                ask.refuse(503, problem)
+            caller.fill(slot, ask.status, ask.answer, content=ask.content)
+
+    def listen(self, listener: Listener) -> None:
+        """Tell somebody of every request from now on, after its answer went out."""
+        self.listeners.append(listener)
+        self.noting = self.desk.noting = True
+
+    def noted(self, note: Note, status: int, sent: int) -> None:
+        """Take in that a request is answered."""
+        note.status, note.sent, note.ended = status, sent, time.perf_counter()
+        if not self._noted:
+            self.loop.call_soon(self._tell)
+        self._noted.append(note)
+
+    def _tell(self) -> None:
+        notes, self._noted = self._noted, []
+        for listener in self.listeners:
+            for note in notes:
+                listener.saw(note)
+
+    @property
+    def waiting(self) -> int:
+        """Count the requests that have no answer yet."""
+        beside = self.desk.beside.waiting if self.desk.beside is not None else 0
+        return len(self.pending) + len(self._held) + len(self.gap.held) + self._undelivered + beside
+
     def look_at_tokens(self) -> None:
         """Let in whom the file of tokens names now; a head that was read before is read again."""
         if self.gate.refresh():
@@ -283,6 +381,7 @@ class Floor:
     def enter(self, connection: Connection) -> None:
         """Take a connection in."""
         self.connections.add(connection)
+        self.desk.meters.connected += 1
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
@@ -298,13 +397,6 @@ class Floor:
         if len(self.heads) >= MAX_KNOWN_HEADS:
             self.heads.clear()
         self.heads[head] = known
-
-
-def _release(work: list[tuple[Ask, Caller, Slot]], problem: str) -> None:
-    for ask, caller, slot in work:
-        if problem:
-            ask.refuse(503, problem)
-        caller.fill(slot, ask.status, ask.answer, content=ask.content)
 
 
 class Connection(asyncio.Protocol):
@@ -330,6 +422,7 @@ class Connection(asyncio.Protocol):
         """What the last head said, where that may be remembered."""
         self._sweeps = 0
         self._asked = False
+        self._client = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -367,8 +460,15 @@ class Connection(asyncio.Protocol):
                 self._sweeps = 0
                 slot = Slot()
                 self._slots.append(slot)
+                if floor.noting:
+                    path = (
+                        known.call.path if known.call else f"/v1/endpoints/{known.endpoint}/predict"
+                    )
+                    self._note(slot, "POST", path, known.length, known.parent)
                 if known.call is None:
                     ask = Ask(known.endpoint, data[end:], time.perf_counter())
+                    if known.headers:
+                        ask.headers = known.headers
                     if known.seconds:
                         ask.deadline = ask.began + known.seconds
                     floor.submit(ask, self, slot)
@@ -409,8 +509,17 @@ class Connection(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
 
+    def _note(self, slot: Slot, method: str, path: str, size: int, parent: bytes) -> None:
+        if not self._client and self._transport is not None:
+            address = self._transport.get_extra_info("peername")
+            self._client = f"{address[0]}:{address[1]}" if address else "unknown"
+        slot.note = Note(time.perf_counter(), method, path, self._client, size, parent)
+
     def _reject(self, status: int, message: str) -> None:
         slot = Slot()
+        if self._floor.noting:
+            path = self._url.split(b"?", 1)[0].decode("latin-1")
+            self._note(slot, "", path, len(self._body), b"")
         slot.close = True
         self._slots.append(slot)
         self._closing = True
@@ -443,7 +552,7 @@ class Connection(asyncio.Protocol):
         lower = name.lower()
         if lower == b"content-length" and value.isdigit() and int(value) > MAX_BODY:
             raise _Limit(413, f"The body is larger than {MAX_BODY:,} bytes.")
-        if lower in HEADERS:
+        if lower in self._floor.kept:
             self._headers[lower] = value
         if lower == b"transfer-encoding":
             self._chunked = True
@@ -475,6 +584,9 @@ class Connection(asyncio.Protocol):
     def serve(self, slot: Slot, method: bytes, began: float) -> None:
         """Answer one request that was read, or let the desk answer it."""
         path = self._url.split(b"?", 1)[0].decode("latin-1")
+        if self._floor.noting:
+            parent = self._headers.get(b"traceparent", b"")
+            self._note(slot, method.decode("latin-1"), path, len(self._body), parent)
         gate = self._floor.gate
         if gate.closed and not (
             path in OPEN or gate.admits(self._headers.get(b"authorization", b""))
@@ -487,9 +599,12 @@ class Connection(asyncio.Protocol):
             return
         if method == b"POST" and path.startswith("/v1/endpoints/") and path.endswith("/predict"):
             name = path[len("/v1/endpoints/") : -len("/predict")]
+            looked = self._floor.cohort_headers
+            headers = {h: v for h, v in self._headers.items() if h in looked} if looked else {}
             if not (self._expect or self._chunked or slot.close):
-                self._known = Head(len(self._body), name, seconds)
-            ask = Ask(name, bytes(self._body), began)
+                parent = self._headers.get(b"traceparent", b"") if self._headers else b""
+                self._known = Head(len(self._body), name, seconds, headers, parent=parent)
+            ask = Ask(name, bytes(self._body), began, headers=headers)
             if seconds:
                 ask.deadline = began + seconds
             self._floor.submit(ask, self, slot)
@@ -503,7 +618,10 @@ class Connection(asyncio.Protocol):
         if asked and verb == "POST" and not (self._expect or self._chunked or slot.close):
             length = len(self._body)
             self._known = Head(
-                length, seconds=seconds, call=msgspec.structs.replace(call, body=b"")
+                length,
+                seconds=seconds,
+                call=msgspec.structs.replace(call, body=b""),
+                parent=self._headers.get(b"traceparent", b""),
             )
 
     def _route(self, slot: Slot, call: Call, seconds: float) -> bool:
@@ -536,12 +654,14 @@ class Connection(asyncio.Protocol):
             state = {"ready": desk.ready, "edition": desk.edition, "problem": desk.problem}
             self.fill(slot, 200 if desk.ready else 503, encode(state))
         elif path == "/metrics":
-            self.fill(slot, 200, desk.meters.render().encode(), content=_TEXT)
+            self.fill(slot, 200, gateway_page(desk.meters).encode(), content=_TEXT)
         elif path == "/v1/endpoints":
-            tokens = {"tokens": self._floor.gate.problem or "good"}
-            self.fill(
-                slot, 200, encode(_describe(desk) | (tokens if self._floor.gate.closed else {}))
-            )
+            told = _describe(desk)
+            if self._floor.gate.closed:
+                told["tokens"] = self._floor.gate.problem or "good"
+            if self._floor.tls is not None:
+                told["tls"] = self._floor.tls.problem or "good"
+            self.fill(slot, 200, encode(told))
         else:
             self.fill(
                 slot,
@@ -599,6 +719,8 @@ class Connection(asyncio.Protocol):
     def fill(self, slot: Slot, status: int, answer: bytes, *, content: bytes = JSON) -> None:
         """Give a request its answer; send whatever is next in order and complete."""
         length = len(answer)
+        if slot.note is not None:
+            self._floor.noted(slot.note, status, length)
         if status == 200 and length < SHORT and content is JSON and not (slot.close or slot.head):
             data = _JSON_HEADS[length] + answer
             slots = self._slots
@@ -610,6 +732,8 @@ class Connection(asyncio.Protocol):
                 return
             slot.data = data
         else:
+            if status != 200:
+                self._floor.desk.meters.failed(status)
             slot.data = _written(slot, status, answer, content)
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -704,6 +828,10 @@ def _describe(desk: Desk) -> dict[str, Any]:
                 "columns": list(serving.codec.names) if serving.codec else [],
                 "arms": [_arm(loaded) for loaded in serving.arms],
                 "mirrors": [_arm(loaded) for loaded in serving.mirrors],
+                "cohorts": [
+                    {"cohort": cohort.label, "arm": cohort.arm}
+                    for cohort in serving.assignment.cohorts
+                ],
                 "left_out": list(serving.left_out),
             }
             for name, serving in desk.endpoints.items()

@@ -57,6 +57,11 @@ class ManifestFile:
         self._state = (0, 0, 0)
         self._held = Manifest()
 
+    @property
+    def changed(self) -> float:
+        """When the manifest that was read last was written, seconds since 1970."""
+        return self._state[1] / 1e9
+
     def read(self) -> Manifest:
         """Give the manifest in force; an empty one before there is any. Raises Corrupt."""
         try:

@@ -28,6 +28,7 @@ _FIELDS: dict[str, Any] = {
     "id": pl.String, "time": pl.Int64, "arrived": pl.Int64, "unit": pl.String, "arms": pl.List(pl.String),
     "arm": pl.String, "propensity": pl.Float64, "mirror": pl.Boolean, "plan": pl.Int64, "version": pl.Int64,
     "artefact": pl.String, "latency": pl.Int64, "status": pl.String, "error": pl.String,
+    "cohort": pl.String, "chosen": pl.String,
 }  # fmt: skip
 _OUTCOME: dict[str, Any] = {
     "id": pl.String,
@@ -205,8 +206,15 @@ def _of(folder: Path, part: Part, segment: str) -> pl.LazyFrame:
     return found.filter(pl.col("segment") == segment)
 
 
+def renewed(table: pl.DataFrame) -> pl.DataFrame:
+    """Give a table of predictions that an earlier version may have written the columns that came since."""
+    missing = [pl.lit("").alias(name) for name in ("cohort", "chosen") if name not in table.columns]
+    return table.with_columns(missing) if missing else table
+
+
 def predictions_of(table: pl.DataFrame, endpoint: str) -> list[Prediction]:
     """Make the records of a table of predictions."""
+    table = renewed(table)
     fields = {name: table.get_column(name).to_list() for name in _FIELDS}
     outputs = values_of(table.get_column("output"))
     widths = table.get_column("width").to_list()

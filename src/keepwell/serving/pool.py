@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from keepwell.core.errors import Unavailable
+from keepwell.serving.meters import fold
 from keepwell.serving.runtimes.tended import Runtimes
 from keepwell.serving.terms import TERMS_FILE, Terms
 
@@ -89,11 +90,15 @@ class Pool:
         self._wanted = workers
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._next = 0
+        fold(meters, (), wanted=workers)
         self._spawned = 0.0
 
     def tend(self) -> int:
         """Start workers where some are missing, and give the number of those that had died."""
         dead = [number for number, process in self._processes.items() if process.poll() is not None]
+        if dead:
+            names = [worker_name(number, self._processes[number].pid) for number in dead]
+            fold(self._meters, names, wanted=self._wanted, deaths=len(dead))
         for number in dead:
             del self._processes[number]
         if dead and time.monotonic() - self._spawned < RESPAWN_SECONDS:
@@ -134,6 +139,8 @@ class Pool:
             process.send_signal(signal.SIGTERM)
         for process in old.values():
             process.wait(timeout=15)
+        names = [worker_name(number, process.pid) for number, process in old.items()]
+        fold(self._meters, names, wanted=self._wanted)
 
     def _wait_listening(self) -> None:
         """Wait until every worker listens: at the gRPC port, nobody else holds connections for one that starts."""

@@ -9,9 +9,11 @@ where the reader finds and reports it.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +53,12 @@ class SegmentWriter:
         self._named = 0
         """The last file that was made, and the last whose name is on the disk too."""
         self.bytes_written = 0
+        self.bytes_durable = 0
+        """Of these, on the disk."""
+        self.behind_since = 0.0
+        """When the oldest byte that is not on the disk was written, at the earliest (``time.monotonic``)."""
+        self.failures = 0
+        """Writes that the disk did not take."""
 
     def append(
         self,
@@ -73,6 +81,7 @@ class SegmentWriter:
             if written != len(frames):
                 raise OSError(28, "No space left on device")  # noqa: TRY301 - half a frame is one failure with none
         except OSError as error:
+            self.failures += 1
             self._cut_back()
             raise Unavailable(
                 f"The prediction log cannot be written: {error.strerror}.",
@@ -80,10 +89,13 @@ class SegmentWriter:
                 todo="Make room on its disk; requests are refused until then, and none is lost.",
             ) from error
         self._size += len(frames)
+        if self.bytes_written == self.bytes_durable:
+            self.behind_since = time.monotonic()
         self.bytes_written += len(frames)
 
     def sync(self) -> None:
         """Bring what was appended before the call to the disk (fdatasync). Raises Unavailable."""
+        before, began = self.bytes_written, time.monotonic()
         try:
             # First a copy of the file that is written to now: had it been left since the caller's append, that
             # would show below.
@@ -100,6 +112,9 @@ class SegmentWriter:
                     os.close(descriptor)
         except OSError as error:
             raise Unavailable(f"The prediction log cannot be synced: {error.strerror}.") from error
+        if before > self.bytes_durable:
+            # Another sync may have told of more meanwhile; what came after this one began is no older than it.
+            self.bytes_durable, self.behind_since = before, began
 
     def _turn(self) -> None:
         while self._left:
@@ -200,9 +215,15 @@ class SegmentLog:
         self._whole: set[str] = set()
         """Parts that were compared with their checksums."""
 
-    def read(self, cursor: Mapping[str, int], *, limit: int = 50_000) -> LogBatch:
+    def read(
+        self,
+        cursor: Mapping[str, int],
+        *,
+        limit: int = 50_000,
+        until: Mapping[str, int] | None = None,
+    ) -> LogBatch:
         """See ``keepwell.core.ports.predictionlog.PredictionLog``. Raises Corrupt if the manifest is damaged."""
-        reading = _Reading(dict(cursor), limit)
+        reading = _Reading(dict(cursor), limit, until)
         # The folder first: a segment that is removed later is in the manifest that is read after it.
         names = {path.name for path in self._folder.glob("*.seg")}
         held = self._manifest.read()
@@ -210,6 +231,8 @@ class SegmentLog:
             start = reading.places.get(name, 0)
             if reading.full:
                 break
+            if start >= reading.last(name):
+                continue
             if name not in held.segments:
                 try:
                     self._read_segment(name, start, reading)
@@ -230,6 +253,8 @@ class SegmentLog:
             return
         reading.places[name] = start
         for end, predictions, outcomes in read_frames(path, start, reading.torn):
+            if end > reading.last(name):
+                break
             reading.predictions.extend(predictions)
             reading.outcomes.extend(outcomes)
             reading.places[name] = end
@@ -252,6 +277,7 @@ class SegmentLog:
         ends = tables.read_places(folder, found, name, start)
         left = reading.limit - len(reading.predictions) - len(reading.outcomes)
         end = ends[left - 1] if len(ends) > left else held.segments[name]
+        end = int(min(end, reading.last(name)))
         predictions, outcomes = tables.read_records(folder, found, name, start, end)
         reading.predictions.extend(predictions)
         reading.outcomes.extend(outcomes)
@@ -261,12 +287,17 @@ class SegmentLog:
 class _Reading:
     """What one call has read so far."""
 
-    def __init__(self, places: dict[str, int], limit: int) -> None:
+    def __init__(self, places: dict[str, int], limit: int, until: Mapping[str, int] | None) -> None:
         self.places = places
         self.limit = limit
+        self._until = until
         self.predictions: list[Prediction] = []
         self.outcomes: list[Outcome] = []
         self.torn: list[str] = []
+
+    def last(self, name: str) -> float:
+        """Give the byte behind which nothing of a segment is wanted."""
+        return math.inf if self._until is None else self._until.get(name, 0)
 
     @property
     def full(self) -> bool:

@@ -21,3 +21,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Megabytes above which such a process is replaced by a fresh one; 0: never."""
     runtime_processes: int = 1
     """Processes of one such model; more than one share the gateway's workers among them."""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    """Files of the certificate and its key; empty: no TLS."""
+    access_log: str = ""
+    """File for a line a request, ``-`` for standard output; empty: none."""

@@ -6,16 +6,12 @@ the next one. A paired comparison is the sequence of the rows' differences.
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal, Self
+from typing import Self
 
 import numpy.typing as npt
-from scipy import special
 
 from keepwell.stats import _arrays
-
-Side = Literal["both", "lower", "upper"]
-"""Which bounds: both, or only one (tighter), the other being infinite."""
+from keepwell.stats._normal_mixture import Side, factor, precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +120,13 @@ class ConfidenceSequence:
         """Distance of the bounds from the mean, in the unit of the rows; infinite at first."""
         if self.count < self.first_look or self.squares <= 0:
             return math.inf
-        c = _mixture(self.alpha, self.tuned_for, self.side)
-        factor = _factor(self.count, self.alpha, c, self.side)
-        room = self.count - c * math.expm1(factor)
+        c = precision(self.alpha, self.tuned_for, self.side)
+        ratio = factor(self.count, self.alpha, c, self.side)
+        room = self.count - c * math.expm1(ratio)
         if room <= 0:
             return math.inf
         n = self.count
-        return math.sqrt(math.expm1(factor) * self.squares * (n + c) / (n * room))
+        return math.sqrt(math.expm1(ratio) * self.squares * (n + c) / (n * room))
 
     @property
     def lower(self) -> float:
@@ -242,12 +238,12 @@ class ClusterConfidenceSequence:
         infinite = (-math.inf, math.inf)
         if self.clusters < self.first_look:
             return infinite
-        c = _mixture(self.alpha, self.tuned_for, self.side)
-        factor = _factor(self.clusters, self.alpha, c, self.side)
+        c = precision(self.alpha, self.tuned_for, self.side)
+        ratio = factor(self.clusters, self.alpha, c, self.side)
         # Rejected where  e^f S(m)^2 / (g + c) > (e^f - 1) V(m),  S = total - m size,
         # V = sum of (total - m size)^2 by cluster: a parabola in m, written around the mean.
-        share = math.exp(factor) / (self.clusters + c)
-        excess = math.expm1(factor)
+        share = math.exp(ratio) / (self.clusters + c)
+        excess = math.expm1(ratio)
         centre = self.total / self.size
         spread = self.total_squares - 2 * centre * self.products + centre**2 * self.size_squares
         cross = centre * self.size_squares - self.products
@@ -265,27 +261,3 @@ def _check(alpha: float, tuned_for: float, side: str, first_look: int) -> None:
     _arrays.at_least("tuned_for", tuned_for, 2)
     _arrays.one_of("side", side, ("both", "lower", "upper"))
     _arrays.at_least("first_look", first_look, 2)
-
-
-@lru_cache(maxsize=64)  # the same at every look
-def _mixture(alpha: float, tuned_for: float, side: Side) -> float:
-    """Find the mixture's precision c = 1/rho^2 that makes the radius least at n = tuned_for.
-
-    The minimum of (y / (y - 1)) log(y / a^2) over y = n rho^2 + 1 is at y = -W_{-1}(-a^2 / e).
-    """
-    a = alpha if side == "both" else min(2 * alpha, 0.999)
-    y = -float(special.lambertw(-(a**2) / math.e, -1).real)
-    return tuned_for / (y - 1)
-
-
-def _factor(n: int, alpha: float, c: float, side: Side) -> float:
-    """Log of the ratio V / (V - S^2 / (n + c)) at which the martingale reaches its limit.
-
-    The martingale is ratio^(n/2) / y, y = sqrt((n + c) / c). Two-sided its limit is 1 / alpha. The
-    one-sided one is that of the half-normal mixture: it is at least 2 M - 1/y where the mean errs
-    upwards (the other half is then at most 1/y), so ratio^(n/2) need only reach
-    y / (2 alpha) + 1/2.
-    """
-    y = math.sqrt((n + c) / c)
-    limit = y / alpha if side == "both" else y / (2 * alpha) + 0.5
-    return 2 / n * math.log(limit)

@@ -20,7 +20,8 @@ from keepwell.core.records.base import Record
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult
 from keepwell.core.records.models import Model, ModelVersion
-from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
+from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.lifecycle.approvals import approve

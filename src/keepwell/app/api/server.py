@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 
 from keepwell.app.api.control import routes as control_routes
+from keepwell.app.api.metrics import routes as metrics_routes
 from keepwell.app.api.mlflow import routes as tracking_routes
 from keepwell.app.web.pages import Pages
 from keepwell.app.web.pages import routes as page_routes
@@ -36,6 +37,7 @@ def application(state: State) -> Starlette:
                 actor=partial(tracking_actor, state),
             ),
             *control_routes(state),
+            *metrics_routes(state),
             *page_routes(state),
         ],
         exception_handlers={KeepwellError: Pages(state).trouble},

@@ -26,7 +26,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("release", "run the seven steps of a version's release"),
     ("approve", "consent to a version, bound to its digests"),
     ("activate", "run the seven steps that put a released version before users"),
-    ("rollout", "see rollouts and what they found"),
+    ("rollout", "start, see, steer and replay rollouts"),
     ("rollback", "give an endpoint's traffic back to the version before"),
     ("users", "list who may do what, and their tokens"),
     ("token", "make and revoke the tokens by which users prove who they are"),
@@ -98,7 +98,9 @@ _EXAMPLES = {
     "rollback": "example: keepwell rollback flight-delay --reason 'support reports wrong offers'",
     "evidence": "examples: keepwell evidence list; keepwell evidence show DIGEST\n"
     "          keepwell evidence verify; keepwell evidence new-key --as NAME",
-    "rollout": "examples: keepwell rollout; keepwell rollout flight-delay/2 --dry-run --strategy canary",
+    "rollout": "examples: keepwell rollout\n"
+    "          keepwell rollout start flight-delay/2 --strategy 'shadow, canary' --set steps=[0.01,0.1] --dry-run\n"
+    "          keepwell rollout status rollout-4f2a91c0; keepwell rollout replay rollout-4f2a91c0",
     "token": "examples: keepwell token create ben --expires 90 --label laptop\n"
     "          keepwell token revoke 3f9a1c20 --reason 'lost laptop'",
     "completion": "example: keepwell completion bash > ~/.local/share/bash-completion/completions/keepwell",
@@ -221,15 +223,36 @@ def _dry_run(parser: argparse.ArgumentParser) -> None:
 
 def _rollout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "id",
+        "verb",
         nargs="?",
-        default="",
-        help="one rollout (default: all); with --dry-run, MODEL/NUMBER",
+        default="list",
+        choices=[
+            "list", "start", "status", "pause", "resume", "promote", "rollback", "replay",
+        ],
+        help="what to do (default: list)",
+    )  # fmt: skip
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="name",
+        help="with start: MODEL/NUMBER, several to compare them; else: a rollout",
     )
     parser.add_argument(
-        "--strategy", default="", help="with --dry-run: the strategy (default: as the project says)"
+        "--strategy",
+        default="",
+        help="with start: the strategy, or several in a row, 'shadow, canary' (default: as the project says)",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="RULE=VALUE",
+        help="with start: a rule of the strategy, such as steps=[0.01,0.1]",
+    )
+    parser.add_argument("--version", type=int, default=None, help="with promote: which challenger")
+    parser.add_argument("--reason", default="", help="why, in a sentence")
     _dry_run(parser)
+    _who(parser)
 
 
 def _rollback(parser: argparse.ArgumentParser) -> None:

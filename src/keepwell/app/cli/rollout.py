@@ -1,45 +1,176 @@
-"""``keepwell rollout``: what rollouts there are and what they found."""
+"""``keepwell rollout``: start rollouts, see what they found and what comes next, steer them, compute them again."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
-from keepwell.app.cli.common import print_json, project_state, table, version_named
+import msgspec
+
+from keepwell.app.cli.common import actor, print_json, project_state, table, version_named
 from keepwell.app.cli.plans import show_change
+from keepwell.app.rolling import start_rollout
+from keepwell.app.wiring import State
 from keepwell.core.clock import iso
-from keepwell.core.errors import NotFound, near_miss
-from keepwell.core.records.traffic import Rollout, TrafficPlan
+from keepwell.core.errors import InvalidInput
+from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.traffic import TrafficPlan
 from keepwell.lifecycle.activation import course_of
-from keepwell.serving.rollouts import describe_plan, latest_plan
+from keepwell.lifecycle.roles import require
+from keepwell.serving.plans import describe_plan, latest_plan
 
 
 def run(given: argparse.Namespace) -> int:
-    """Show all rollouts, or one with the traffic plans of its time."""
+    """Do what the verb says."""
     state = project_state(given)
-    if given.dry_run:
-        version = version_named(state, given.id)
-        endpoint, strategy = course_of(state.context, state.store, version, strategy=given.strategy)
-        return show_change(
-            f"a rollout of {version.label()} at {endpoint} by {strategy} would begin",
-            latest_plan(endpoint, store=state.store),
-            state.rollouts.preview(endpoint=endpoint, version=version, strategy=strategy),
-            as_json=given.json,
+    if given.verb == "list":
+        _none_named(given)
+        return _list(given, state)
+    if given.verb == "start":
+        return _start(given, state)
+    if len(given.names) != 1:
+        known = ", ".join(r.id for r in state.store.find(Rollout)) or "none yet"
+        raise InvalidInput(
+            f"'keepwell rollout {given.verb}' is about one rollout.", todo=f"There are: {known}."
         )
+    found = state.rollouts.named(given.names[0])
+    if given.verb == "status":
+        return _status(given, state, found)
+    if given.verb == "replay":
+        return _replay(given, state, found)
+    return _steer(given, state, found)
+
+
+def _none_named(given: argparse.Namespace) -> None:
+    if given.names:
+        raise InvalidInput(
+            f"'keepwell rollout list' takes no name, received {given.names[0]!r}.",
+            todo="One rollout: keepwell rollout status ID.",
+        )
+
+
+def _list(given: argparse.Namespace, state: State) -> int:
     rollouts = state.store.find(Rollout, order=["started"])
-    if given.id:
-        rollouts = [r for r in rollouts if r.id == given.id]
-        if not rollouts:
-            known = [r.id for r in state.store.find(Rollout)]
-            raise NotFound(f"There is no rollout {given.id!r}.", todo=near_miss(given.id, known))
     plans = state.store.find(TrafficPlan)
     if given.json:
         print_json({"rollouts": rollouts, "plans": plans})
         return 0
     rows = [(r.id, r.strategy, r.change, r.state, r.reason[:90]) for r in rollouts]
     sys.stdout.write(table(rows, ("rollout", "strategy", "versions", "state", "reason")) + "\n\n")
-    plan_rows = [
-        (p.endpoint, str(p.revision), iso(p.created), describe_plan(p), p.by) for p in plans
-    ]
-    sys.stdout.write(table(plan_rows, ("endpoint", "plan", "since", "who answers", "by")) + "\n")
+    _plans(plans)
     return 0
+
+
+def _plans(plans: list[TrafficPlan]) -> None:
+    rows = [(p.endpoint, str(p.revision), iso(p.created), describe_plan(p), p.by) for p in plans]
+    sys.stdout.write(table(rows, ("endpoint", "plan", "since", "who answers", "by")) + "\n")
+
+
+def _start(given: argparse.Namespace, state: State) -> int:
+    if not given.names:
+        raise InvalidInput("Which version?", todo="keepwell rollout start MODEL/NUMBER")
+    versions = [version_named(state, name) for name in given.names]
+    rules = dict(_rule(text) for text in given.set)
+    labels = ", ".join(version.label() for version in versions)
+    if given.dry_run:
+        endpoint, strategy = course_of(
+            state.context, state.store, versions[0], strategy=given.strategy
+        )
+        return show_change(
+            f"a rollout of {labels} at {endpoint} by {strategy} would begin",
+            latest_plan(endpoint, store=state.store),
+            state.rollouts.preview(
+                endpoint=endpoint,
+                version=versions[0],
+                others=versions[1:],
+                strategy=strategy,
+                rules=rules,
+            ),
+            as_json=given.json,
+        )
+    rollout = start_rollout(
+        state, versions, actor=actor(given, state), strategy=given.strategy, rules=rules
+    )
+    return _status(given, state, rollout)
+
+
+def _rule(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise InvalidInput(
+            f"--set {text!r} is no rule.", todo="Write RULE=VALUE, as in min_rows=1000."
+        )
+    try:
+        return name.strip(), msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name.strip(), value  # a word, as in gap=hold
+
+
+def _status(given: argparse.Namespace, state: State, found: Rollout) -> int:
+    looks = state.store.find(Look, {"rollout": found.id}, order=["number"])
+    plans = [
+        plan
+        for plan in state.store.find(TrafficPlan, {"endpoint": found.endpoint}, order=["revision"])
+        if looks and looks[0].written <= plan.revision <= looks[-1].written
+    ]
+    if given.json:
+        print_json({"rollout": found, "looks": looks, "plans": plans})
+        return 0
+    stages = " -> ".join(
+        f"[{name}]" if place == found.stage else name for place, name in enumerate(found.stages)
+    )
+    lines = [f"{found.id}: {found.change} at {found.endpoint} by {stages}: {found.state}"]
+    if found.reason:
+        lines.append(f"  why         {found.reason}")
+    if looks:
+        last = looks[-1]
+        lines.append(f"  last look   {iso(last.at)}: {last.reason}")
+        if found.state in {"running", "paused"} and last.next:
+            lines.append(f"  next        {last.next}")
+    if found.evidence:
+        lines.append(f"  evidence    {found.evidence}")
+    sys.stdout.write("\n".join(lines) + "\n\n")
+    rows = [
+        (look.number, iso(look.at), f"{look.rows:,}", look.written, look.verdict, look.reason[:90])
+        for look in looks
+    ]
+    sys.stdout.write(table(rows, ("look", "at", "answers", "plan", "says", "because")) + "\n\n")
+    _plans(plans)
+    return 0
+
+
+def _replay(given: argparse.Namespace, state: State, found: Rollout) -> int:
+    told = state.rollouts.replay(found.id)
+    if given.json:
+        print_json({"replay": told, "same": told.same})
+    else:
+        sys.stdout.write(
+            f"{told.looks:,} looks and {told.assignments:,} assignments computed again: "
+            + ("all the same\n" if told.same else "they differ\n")
+            + "".join(f"  {line}\n" for line in told.differences)
+        )
+    return int(not told.same)
+
+
+def _steer(given: argparse.Namespace, state: State, found: Rollout) -> int:
+    who = actor(given, state)
+    require(who, "rollback" if given.verb == "rollback" else "rollout", store=state.store)
+    if not given.reason:
+        raise InvalidInput("Why?", todo="Say it with --reason, in a sentence: it is kept.")
+    rollouts = state.rollouts
+    if given.verb == "pause":
+        after = rollouts.pause(found.id, actor=who, reason=given.reason)
+    elif given.verb == "resume":
+        after = rollouts.resume(found.id, actor=who, reason=given.reason)
+    elif given.verb == "promote":
+        after = rollouts.promote(found.id, actor=who, reason=given.reason, version=given.version)
+    else:
+        if found.state not in {"running", "paused"}:
+            raise InvalidInput(
+                f"{found.id} has ended: {found.state}.",
+                todo=f"To return to the version before: keepwell rollback {found.endpoint}.",
+            )
+        rollouts.roll_back(found.endpoint, actor=who, reason=given.reason)
+        after = rollouts.named(found.id)
+    return _status(given, state, after)

@@ -21,7 +21,7 @@ from keepwell.app.wiring import State
 from keepwell.core.auditing import audit_problems
 from keepwell.core.clock import iso
 from keepwell.core.digest import short
-from keepwell.core.errors import KeepwellError, NotFound
+from keepwell.core.errors import KeepwellError, NotFound, Unavailable
 from keepwell.core.records.data import TrainingSet
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.lifecycle import (
@@ -34,17 +34,18 @@ from keepwell.core.records.lifecycle import (
     StepResult,
 )
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
+from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.statements import read_evidence
-from keepwell.serving.rollouts import describe_plan, latest_plan
+from keepwell.serving.plans import describe_plan, latest_plan
 from keepwell.watch.health import health
 
 _HERE = Path(__file__).parent
 PAGE = 200
 _POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-_METRIC = re.compile(r"^keepwell_(\w+)\{(.*)\} (\S+)$")
+_METRIC = re.compile(r"^keepwell_(predictions_total|prediction_latency_seconds_sum)\{(.*)\} (\S+)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -207,9 +208,11 @@ class Pages:
                 f"{self._state.gateway_url}/metrics",
                 headers={"authorization": f"Bearer {token}"} if token else {},
             )
-            with urllib.request.urlopen(asked, timeout=1) as answer:  # noqa: S310 - as above
+            with urllib.request.urlopen(  # noqa: S310 - as above
+                asked, timeout=1, context=self._state.gateway_trust()
+            ) as answer:
                 text = answer.read().decode()
-        except (OSError, urllib.error.URLError):
+        except (OSError, urllib.error.URLError, Unavailable):
             return [], "The gateway does not answer. Start it with 'keepwell up'."
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for line in text.splitlines():

@@ -25,6 +25,15 @@ class LogBatch(msgspec.Struct, frozen=True):
 class PredictionLog(Protocol):
     """Reads acknowledged records in the order of each writer, at least once; the id tells repeats."""
 
-    def read(self, cursor: Mapping[str, int], *, limit: int = 50_000) -> LogBatch:
-        """Give up to about ``limit`` records after the cursor. An empty cursor starts at the oldest segment."""
+    def read(
+        self,
+        cursor: Mapping[str, int],
+        *,
+        limit: int = 50_000,
+        until: Mapping[str, int] | None = None,
+    ) -> LogBatch:
+        """Give up to about ``limit`` records after the cursor. An empty cursor starts at the oldest segment.
+
+        With ``until``, the cursor of an earlier reading, nothing is given that came after it.
+        """
         ...

@@ -28,7 +28,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Names of the arms that could have answered."""
     arm: str
     propensity: float
-    """Probability with which this arm was chosen."""
+    """Probability with which this arm was chosen; of a mirror, with which it was asked."""
     mirror: bool
     """True for an answer that was computed beside the reply and never sent."""
     plan: int
@@ -43,6 +43,10 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Microseconds from the parsed request to the encoded reply."""
     status: Status
     error: str = ""
+    cohort: str = ""
+    """The plan's cohort that placed it; empty: buckets or a policy did. What chance decides leaves cohorts out."""
+    chosen: str = ""
+    """Arm that was assigned and failed, where another one answered in its place; else empty."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -13,7 +13,6 @@ BUCKETS = 10_000
 
 LogLevel = Literal["sync", "group", "sampled"]
 Gap = Literal["refuse", "hold"]
-RolloutState = Literal["running", "paused", "promoted", "refused", "rolled back"]
 
 
 class Endpoint(Record, frozen=True, kw_only=True):
@@ -114,36 +113,3 @@ class TrafficPlan(Record, frozen=True, kw_only=True):
     reason: str
     by: str
     created: Time
-
-
-class Rollout(Record, frozen=True, kw_only=True):
-    """A change of traffic under way: a strategy that reads evidence and writes the next plan."""
-
-    TABLE = "rollouts"
-    KEY = ("id",)
-    INDEX: ClassVar = (("endpoint", "state"),)
-
-    id: str
-    endpoint: str
-    model: str
-    strategy: str
-    champion: int | None = None
-    challenger: int
-    state: RolloutState
-    settings: dict[str, str | int | float | bool] = {}
-    memory: dict[str, str | int | float | bool | None] = {}
-    """What the strategy carries from look to look, so that any process can go on."""
-    reason: str = ""
-    evidence: Digest = ""
-    """Envelope of the verdict."""
-    since: Time
-    """Event time from which predictions count."""
-    started: Time
-    ended: Time | None = None
-    revision: int = 1
-
-    @property
-    def change(self) -> str:
-        """Say from which version to which, in short."""
-        before = "" if self.champion is None else f"v{self.champion} -> "
-        return f"{before}v{self.challenger}"

@@ -52,7 +52,7 @@ class Call(msgspec.Struct, kw_only=True):
     path: str
     body: bytes
     headers: Mapping[bytes, bytes]
-    """Those of ``HEADERS``, by their names in lower case."""
+    """Those of ``HEADERS`` and of the plans' cohorts, by their names in lower case."""
     began: float
 
 
@@ -72,6 +72,7 @@ HEADERS = frozenset(
         b"inference-header-content-length",
         b"x-deadline-ms",
         b"request-timeout",
+        b"traceparent",
     }
 )
-"""The headers that somebody reads."""
+"""The headers that somebody reads, besides those that a plan names."""

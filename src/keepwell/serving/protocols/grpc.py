@@ -21,7 +21,9 @@ from keepwell.serving.codec import Decoded
 from keepwell.serving.desk import Ask, Serving
 from keepwell.serving.gate import DENIED
 from keepwell.serving.http import MAX_BODY, MAX_HEADERS, Floor, Slot
+from keepwell.serving.notes import Note
 from keepwell.serving.protocols import JSON, repository, tensors
+from keepwell.serving.tls import Tls
 
 SERVICE = "inference.GRPCInferenceService"
 GRPC = b"application/grpc"
@@ -164,12 +166,15 @@ def _parameter(given: Any) -> Any:
 class _Waiting:
     """One call that waits for the tick. Implements ``keepwell.serving.http.Caller``."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+    def __init__(self, floor: Floor) -> None:
+        self._floor = floor
+        self.answer: asyncio.Future[tuple[int, bytes]] = floor.loop.create_future()
 
     def fill(self, slot: Slot, status: int, answer: bytes, *, content: bytes = JSON) -> None:
         """Wake the call, unless its client has gone."""
-        del slot, content
+        del content
+        if slot.note is not None:
+            self._floor.noted(slot.note, status, len(answer))
         if not self.answer.done():
             self.answer.set_result((status, answer))
 
@@ -183,20 +188,27 @@ class Inference:
     async def infer(self, body: bytes, context: Any) -> bytes:
         """Answer one ModelInfer in the same tick as what came by other protocols."""
         began = time.perf_counter()
-        await _admit(self._floor, context)
-        request = await _parsed(InferRequest, body, context)
-        waiting = _Waiting(self._floor.loop)
+        note = _noted(self._floor, context, "ModelInfer", body, began)
+        await _admit(self._floor, context, note)
+        request = await _parsed(self._floor, InferRequest, body, context, note)
+        waiting = _Waiting(self._floor)
         ask = Ask(
             endpoint=request.model_name, body=b"", began=began, protocol=GrpcInference(request)
         )
         ask.size = len(body)
+        wanted = self._floor.cohort_headers
+        if wanted:
+            sent = ((k.encode(), v) for k, v in context.invocation_metadata() or ())
+            ask.headers = {
+                k: v if isinstance(v, bytes) else v.encode() for k, v in sent if k in wanted
+            }
         left = context.time_remaining()
         if left is not None:
             ask.deadline = began + max(left, 1e-6)
-        self._floor.submit(ask, waiting, Slot())
+        self._floor.submit(ask, waiting, Slot(note=note))
         status, answer = await waiting.answer
         if status != 200:
-            await _abort(context, status, answer.decode())
+            await _abort(self._floor, context, status, answer.decode())
         return answer
 
     def facts(self) -> dict[str, Callable[[Any], Any]]:
@@ -242,36 +254,69 @@ def _fact(
     kind = message_of(f"{name}Request")
 
     async def method(body: bytes, context: Any) -> bytes:
+        note = _noted(floor, context, name, body, time.perf_counter())
         if name not in {"ServerLive", "ServerReady"}:
-            await _admit(floor, context)
-        request = await _parsed(kind, body, context)
+            await _admit(floor, context, note)
+        request = await _parsed(floor, kind, body, context, note)
         try:
             written: bytes = answer(request).SerializeToString()
         except KeepwellError as error:
-            await _abort(context, _STATUS.get(error.code, 503), str(error))
+            await _abort(floor, context, _STATUS.get(error.code, 503), str(error), note)
             raise  # abort has raised already; mypy does not know
+        if note is not None:
+            floor.noted(note, 200, len(written))
         return written
 
     return method
 
 
-async def _admit(floor: Floor, context: Any) -> None:
+def _noted(floor: Floor, context: Any, name: str, body: bytes, began: float) -> Note | None:
+    if not floor.noting:
+        return None
+    parent = dict(context.invocation_metadata() or ()).get("traceparent", "")
+    return Note(
+        began,
+        "POST",
+        f"/{SERVICE}/{name}",
+        str(context.peer()),
+        len(body),
+        parent if isinstance(parent, bytes) else parent.encode(),
+    )
+
+
+async def _admit(floor: Floor, context: Any, note: Note | None) -> None:
     if floor.gate.closed:
         sent = dict(context.invocation_metadata() or ()).get("authorization", "")
         if not floor.gate.admits(sent if isinstance(sent, bytes) else sent.encode()):
-            await _abort(context, 401, DENIED)
+            await _abort(floor, context, 401, DENIED, note)
 
 
-async def _parsed(kind: Any, body: bytes, context: Any) -> Any:
+async def _parsed(floor: Floor, kind: Any, body: bytes, context: Any, note: Note | None) -> Any:
     try:
         return kind.FromString(body)
     except message.DecodeError:
-        await _abort(context, 400, f"The request is no {kind.DESCRIPTOR.name}.")
+        await _abort(floor, context, 400, f"The request is no {kind.DESCRIPTOR.name}.", note)
         raise
 
 
-async def _abort(context: Any, status: int, said: str) -> None:
+async def _abort(
+    floor: Floor, context: Any, status: int, said: str, note: Note | None = None
+) -> None:
+    """Refuse a call. ``note`` is given where its answer has not been noted yet."""
+    if note is not None:
+        floor.noted(note, status, len(said))
+    floor.desk.meters.failed(status)
     await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), said[:MAX_DETAILS])
+
+
+def _credentials(tls: Tls) -> Any:
+    """Give credentials that are asked for again at every new connection."""
+
+    def configuration() -> Any:
+        certificate, key = tls.content
+        return grpc.ssl_server_certificate_configuration([(key, certificate)])
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration)
 
 
 async def start(floor: Floor, address: str) -> Any:
@@ -293,7 +338,10 @@ async def start(floor: Floor, address: str) -> Any:
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     try:
-        server.add_insecure_port(address)
+        if floor.tls is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, _credentials(floor.tls))
     except RuntimeError as error:
         raise Unavailable(f"gRPC cannot listen at {address}: {error}.") from error
     await server.start()

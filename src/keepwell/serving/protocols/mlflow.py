@@ -21,7 +21,7 @@ from keepwell.core.clock import Time
 from keepwell.core.errors import InvalidInput, near_miss
 from keepwell.core.records.models import Signature
 from keepwell.serving.batches import Answers
-from keepwell.serving.codec import MAX_ROWS, Codec, Decoded, encode, event_time
+from keepwell.serving.codec import MAX_ROWS, Codec, Decoded, encode, event_time, text_of
 from keepwell.serving.desk import Ask, Desk, Serving
 from keepwell.serving.protocols import JSON, Call, Reply
 
@@ -89,7 +89,7 @@ class Invocations:
                 len(rows), len(codec.names)
             ),
             ids=ids,
-            units=_units([row[places[fields.unit]] for row in rows], fields.unit)
+            units=_units(codec, fields.unit, features, rows, places)
             if fields.unit in places
             else [],
             times=_times(
@@ -317,14 +317,24 @@ def _named(codec: Codec, said: str) -> str:
     return f"{head}: row {row}, column {codec.names[int(place)]!r}."
 
 
-def _units(given: Iterable[Any], name: str) -> list[str]:
+def _units(
+    codec: Codec,
+    name: str,
+    features: Sequence[tuple[Any, ...]],
+    rows: Sequence[Sequence[Any]],
+    places: Mapping[str, int],
+) -> list[str]:
+    if name in codec.names:
+        place, dtype = codec.names.index(name), codec.dtype(name)
+        return [text_of(row[place], dtype) for row in features]
     units: list[str] = []
-    for k, value in enumerate(given):
+    for k, row in enumerate(rows):
+        value = row[places[name]]
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, str | int | float)
         ):
             raise InvalidInput(f"Row {k} has a {name!r} that is no text and no number.")
-        units.append("" if value is None else str(value))
+        units.append(text_of(value))
     return units
 
 

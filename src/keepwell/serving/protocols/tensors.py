@@ -12,9 +12,8 @@ import numpy.typing as npt
 
 from keepwell.core.clock import Time
 from keepwell.core.errors import InvalidInput, NotFound, near_miss
-from keepwell.core.records.traffic import BUCKETS
 from keepwell.serving.batches import Answers
-from keepwell.serving.codec import MAX_ROWS, Codec, Decoded, event_time
+from keepwell.serving.codec import MAX_ROWS, Codec, Decoded, event_time, text_of
 from keepwell.serving.desk import Serving
 
 NUMPY: dict[str, npt.DTypeLike] = {
@@ -162,12 +161,13 @@ def pinned(serving: Serving, version: str) -> int:
         return 0
     loaded = {str(one.arm.version): one.arm for one in (*serving.mirrors, *serving.arms)}
     arm = loaded.get(version)
+    sole = serving.assignment.sole
     if arm is None:
         raise NotFound(
             f"Version {version[:40]!r} of {serving.edition.name!r} is not loaded.",
             todo=near_miss(version[:40], loaded),
         )
-    return 0 if arm.weight == BUCKETS else arm.version
+    return 0 if sole >= 0 and arm == serving.arms[sole].arm else arm.version
 
 
 def decoded(
@@ -206,8 +206,8 @@ def decoded(
             sent = columns[name].values
             sent = sent if isinstance(sent, list) else sent.reshape(-1).tolist()
         besides[key] = list(sent)
-    # NaN is how a tensor says that a value is missing: it alone differs from itself.
-    units = ["" if u is None or u != u else _word(u, "unit") for u in besides["unit"]]  # noqa: PLR0124
+    dtype = codec.dtype(field["unit"])
+    units = [_unit(value, dtype) for value in besides["unit"]]
     return Decoded(
         features=features,
         matrix=matrix,
@@ -344,11 +344,21 @@ def _listed(parameters: Mapping[str, Any], key: str, n: int) -> list[Any]:
 
 
 def _word(value: Any, key: str) -> str:
-    if isinstance(value, str) and key == "ids":
+    if isinstance(value, str):
         return value
-    if key != "ids" and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    raise InvalidInput(
+    raise _unfit(value, key)
+
+
+def _unit(value: Any, dtype: str) -> str:
+    if value is not None and not isinstance(value, str | int | float):
+        raise _unfit(value, "unit")
+    if isinstance(value, bool) and dtype != "bool":
+        raise _unfit(value, "unit")
+    return text_of(value, dtype)
+
+
+def _unfit(value: Any, key: str) -> InvalidInput:
+    return InvalidInput(
         f"{str(value)[:80]!r} cannot be in {key!r}.",
         todo="Ids are texts; units are texts or numbers.",
     )

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import msgspec
+import numpy as np
 
-from keepwell.core.records.traffic import BUCKETS, Arm, Rollout
-from keepwell.serving.strategies import Answer, Comparison
+from keepwell.core.clock import Time
+from keepwell.serving.observations import Observations
+from keepwell.serving.strategy import Answer, Rules, State, promoted
 
 
 class Basic:
-    """Implements ``keepwell.serving.strategies.Strategy``."""
+    """Implements ``keepwell.serving.strategy.Strategy``."""
 
-    def begin(self, rollout: Rollout, champion: Arm | None, challenger: Arm) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
-        del rollout, champion
-        return Answer(
-            arms=(msgspec.structs.replace(challenger, name="champion", weight=BUCKETS),),
-            verdict="promote",
-            reason="replaced at once, as declared",
-        )
+    rules = Rules
+    features = False
 
-    def look(
-        self, rollout: Rollout, champion: Arm | None, challenger: Arm, evidence: Comparison
-    ) -> Answer:
-        """See ``keepwell.serving.strategies.Strategy``."""
-        del evidence
-        return self.begin(rollout, champion, challenger)
+    def problems(self, state: State) -> list[str]:
+        """See ``keepwell.serving.strategy.Strategy``."""
+        del state
+        return []
+
+    def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
+        """See ``keepwell.serving.strategy.Strategy``."""
+        del seen, now, rng
+        return promoted(state.challenger, "replaced at once, as declared")

@@ -1,0 +1,49 @@
+"""A world in which the best arm is swapped: discounted Thompson sampling beside the plain one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.bandit_worlds import play
+from benchmarks.rows import Row, at_most
+
+SWAP = 10_000
+FORGET = 0.9995
+"""About the last 2,000 rewards count: a fifth of the time between swaps."""
+SEED = 31
+PROBLEMS = {
+    "10%/5%/5%/5%": (0.10, 0.05, 0.05, 0.05),
+    "30%/20%/10%": (0.3, 0.2, 0.1),
+    "50%/30%/30%/30%": (0.5, 0.3, 0.3, 0.3),
+}
+
+
+def study(quick: bool) -> list[Row]:
+    """Play 40,000 steps, with `quick` 20,000; every 10,000 the rates move on by one arm."""
+    runs, turns_played = (20, 2) if quick else (200, 4)
+    rows = []
+    for name, rates in PROBLEMS.items():
+        if quick and name != "50%/30%/30%/30%":  # one swap tells most where gaps are large
+            continue
+        truth = np.array(rates)
+        turns = [np.roll(truth, turn) for turn in range(turns_played)]
+        regret = [
+            play(
+                lambda t, turns=turns: turns[t // SWAP],
+                np.random.default_rng(SEED),
+                runs=runs,
+                marks=(turns_played * SWAP,),
+                forget=forget,
+            ).mean()
+            for forget in (1.0, FORGET)
+        ]
+        rows.append(
+            at_most(
+                f"regret by forgetting, of plain Thompson's, best arm swapped: {name}",
+                float(regret[1] / regret[0]),
+                0.55,
+                runs=runs,
+                seed=SEED,
+            )
+        )
+    return rows

@@ -1,0 +1,106 @@
+"""Rollouts: changes of traffic under way, and every look that led to one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from keepwell.core.clock import Time
+from keepwell.core.digest import Digest
+from keepwell.core.records.base import Record
+from keepwell.core.records.traffic import Arm
+
+RolloutState = Literal["running", "paused", "promoted", "refused", "rolled back"]
+
+
+class Rollout(Record, frozen=True, kw_only=True):
+    """A change of traffic under way: strategies, one after the other, that read evidence and write the next plan."""
+
+    TABLE = "rollouts"
+    KEY = ("id",)
+    INDEX: ClassVar = (("endpoint", "state"),)
+    ADDED: ClassVar = (
+        "others",
+        "stages",
+        "stage",
+        "since_plan",
+        "winner",
+        "looks",
+        "makes_champion",
+    )
+
+    id: str
+    endpoint: str
+    model: str
+    strategy: str
+    """Of the stage under way."""
+    champion: int | None = None
+    challenger: int
+    others: tuple[int, ...] = ()
+    """Further challengers, where a strategy compares several."""
+    stages: tuple[str, ...] = ()
+    """Strategies that a version goes through, one after the other."""
+    stage: int = 0
+    """Place in ``stages``."""
+    state: RolloutState
+    settings: dict[str, Any] = {}
+    """The rules of each stage, complete."""
+    memory: dict[str, Any] = {}
+    """What the strategy carries from look to look, and where reading began, so that any process can go on."""
+    since_plan: int = 0
+    """Revision of the plan with which the stage began: what was served under earlier ones is not its evidence."""
+    looks: int = 0
+    """Looks kept so far."""
+    makes_champion: bool = False
+    """Whether its end moves the alias; an activation does that itself, when all its steps have passed."""
+    winner: int | None = None
+    """Version that was promoted."""
+    reason: str = ""
+    evidence: Digest = ""
+    """Envelope of the verdict."""
+    since: Time
+    """Event time from which predictions count."""
+    started: Time
+    ended: Time | None = None
+    revision: int = 1
+
+    @property
+    def challengers(self) -> tuple[int, ...]:
+        """List all challengers."""
+        return (self.challenger, *self.others)
+
+    @property
+    def change(self) -> str:
+        """Say from which version to which, in short."""
+        before = "" if self.champion is None else f"v{self.champion} -> "
+        return before + ", ".join(f"v{version}" for version in self.challengers)
+
+
+class Look(Record, frozen=True, kw_only=True):
+    """What a strategy saw and said at one moment: enough to compute it again from the log."""
+
+    TABLE = "rollout_looks"
+    KEY = ("rollout", "number")
+    AUDITED: ClassVar = False
+
+    rollout: str
+    number: int
+    stage: int
+    at: Time
+    event_time: Time
+    rows: int
+    """Logged answers that it was about."""
+    cursor: dict[str, int]
+    """How far the log had been read."""
+    memory: dict[str, Any]
+    """What the strategy carried into it."""
+    plan: int
+    """Revision of the plan that was in force."""
+    written: int
+    """Revision of the plan in force afterwards."""
+    arms: tuple[Arm, ...]
+    verdict: str
+    reason: str
+    next: str
+    measured: dict[str, Any]
+    answer: Digest
+    """Of the whole answer, so that it can be told whether it was computed again to the last bit."""
