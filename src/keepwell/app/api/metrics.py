@@ -13,7 +13,8 @@ from starlette.routing import Route
 from keepwell.app.pulse import Pulse
 from keepwell.app.wiring import State
 from keepwell.core.errors import Corrupt, Unavailable
-from keepwell.core.records.traffic import Endpoint, Rollout, TrafficPlan
+from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Severity
 from keepwell.core.records.work import Work, WorkState
 from keepwell.serving.backlog import Backlog
