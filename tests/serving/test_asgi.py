@@ -338,3 +338,17 @@ def test_without_its_lifespan_it_says_so(tmp_path):
     scope = {"type": "http", "method": "GET", "path": "/live", "headers": []}
     asyncio.run(app_for(tmp_path)(scope, receive, send))
     assert (sent[0]["status"], b"lifespan" in sent[1]["body"]) == (503, True)
+
+
+def test_where_nobody_publishes_it_does_not_start(tmp_path):
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    asyncio.run(app_for(tmp_path)({"type": "lifespan"}, receive, send))
+    assert sent[0]["type"] == "lifespan.startup.failed"
+    assert "gateway_workers = 0 first" in sent[0]["message"]

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from keepwell.core.errors import Unavailable
 from keepwell.serving.accesslog import AccessLog
 from keepwell.serving.codec import encode_error
 from keepwell.serving.desk import Desk, Loader
@@ -79,7 +80,11 @@ class GatewayApp:
         loop = asyncio.get_running_loop()
         name = worker_name(0, os.getpid())
         shelf = Shelf(self._editions)
-        terms = self._terms or _written_terms(self._editions)
+        try:
+            terms = self._terms or _written_terms(self._editions)
+        except Unavailable as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
         writer = SegmentWriter(self._log, name=f"{time.time_ns() // 1000:017d}-{name}")
         meters = Meters(self._meters, worker=name)
         desk = Desk(writer, worker=name, meters=meters, max_wait=terms.max_wait)
@@ -220,5 +225,10 @@ async def _send(
 def _written_terms(editions: Path) -> Terms:
     try:
         return msgspec.json.decode((editions / TERMS_FILE).read_bytes(), type=Terms)
-    except FileNotFoundError:
-        return Terms()  # nobody has published here yet
+    except (OSError, msgspec.DecodeError) as error:
+        # Without them nobody knows whether tokens are asked for.
+        raise Unavailable(
+            "Nobody publishes here, so the terms of the gateway are not known.",
+            where=str(editions / TERMS_FILE),
+            todo="Start 'keepwell up' with gateway_workers = 0 first; KEEPWELL_STATE is its state folder.",
+        ) from error
