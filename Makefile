@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mlflow browser prometheus test lint types imports unit slow demo bench-tracking bench-serving bench-stats reference lock clean
+.PHONY: help setup setup-mlflow setup-oracles browser prometheus test lint types imports unit slow demo bench-tracking bench-serving bench-stats reference lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -32,13 +32,22 @@ setup-mlflow: .venv-mlflow/.ready ## make the environment of the real MLflow cli
 	@VIRTUAL_ENV=$(CURDIR)/.venv-mlflow $(UV) install --quiet --require-hashes -r requirements/mlflow.lock
 	@touch $@
 
+setup-oracles: .venv-oracles/.ready ## make the environment of the packages that statistics are compared with
+
+.venv-oracles/.ready: $(VENV)/.ready requirements/oracles.lock requirements/oracles-alone.lock
+	@test -x .venv-oracles/bin/python || $(PYTHON) -m venv --without-pip .venv-oracles
+	@echo "setting up .venv-oracles ..."
+	@VIRTUAL_ENV=$(CURDIR)/.venv-oracles $(UV) install --quiet --require-hashes -r requirements/oracles.lock
+	@VIRTUAL_ENV=$(CURDIR)/.venv-oracles $(UV) install --quiet --require-hashes --no-deps -r requirements/oracles-alone.lock
+	@touch $@
+
 browser: ## find a Chromium for the browser tests, or install Debian's
 	@scripts/ensure-browser
 
 prometheus: ## find Prometheus for the tests of /metrics, or unpack Debian's
 	@scripts/ensure-prometheus
 
-test: setup setup-mlflow browser prometheus lint types imports unit ## everything that CI runs
+test: setup setup-mlflow setup-oracles browser prometheus lint types imports unit ## everything that CI runs
 
 lint: setup ## style
 	$(BIN)/ruff check .
@@ -70,10 +79,12 @@ reference: setup ## write anew what the reference pages take from the code
 	$(BIN)/python scripts/reference.py
 
 lock: setup ## resolve the lock files anew
-	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --group dev --extra grpc --extra postgres --extra sklearn pyproject.toml -o requirements/dev.lock
+	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --group dev --extra grpc --extra otel --extra postgres --extra sklearn pyproject.toml -o requirements/dev.lock
 	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/mlflow.in -o requirements/mlflow.lock
+	$(UV) compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/oracles.in -o requirements/oracles.lock
+	$(UV) compile -q --universal --no-deps --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/oracles-alone.in -o requirements/oracles-alone.lock
 	$(UV) compile -q --universal --no-deps --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/data.in -o requirements/data.lock
 	$(UV) compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate requirements/uv.in -o requirements/uv.lock
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) .venv-mlflow .bench .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-mlflow .venv-oracles .bench .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -20,17 +21,20 @@ def play(
     marks: tuple[int, ...],
     choose: Choose = thompson_beta_choice,
     forget: float = 1.0,
+    window: int | None = None,
     delay: int = 0,
 ) -> np.ndarray:
     """Play up to the last mark; give the regret of each run at each mark, shape (marks, runs).
 
     `rates(t)` are the arms' rates at step t from 0. A reward is learned `delay` steps after its
-    decision; with `forget` below 1 what is known decays at each step.
+    decision; with `forget` below 1 what is known decays at each step, with a `window` only the last
+    so many rewards are known.
     """
     arms, every = rates(0).size, np.arange(runs)
     won, lost = np.zeros((runs, arms)), np.zeros((runs, arms))
     regret, found = np.zeros(runs), []
-    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    waiting: deque[tuple[np.ndarray, np.ndarray]] = deque()
+    held: deque[tuple[np.ndarray, np.ndarray]] = deque()
     for t in range(marks[-1]):
         now = rates(t)
         taken = choose(won, lost, rng)
@@ -40,9 +44,15 @@ def play(
             won *= forget
             lost *= forget
         if len(waiting) > delay:
-            of, reward = waiting.pop(0)
+            of, reward = waiting.popleft()
             won[every, of] += reward
             lost[every, of] += ~reward
+            if window is not None:
+                held.append((of, reward))
+                if len(held) > window:
+                    of, reward = held.popleft()
+                    won[every, of] -= reward
+                    lost[every, of] -= ~reward
         if t + 1 in marks:
             found.append(regret.copy())
     return np.array(found)

@@ -55,7 +55,7 @@ def _sequences_that_miss(rng: np.random.Generator, runs: int) -> float:
 
 def study(quick: bool) -> list[Row]:
     """Simulate three correlations."""
-    runs, sequences = (1200, 150) if quick else (20_000, 2000)
+    runs, sequences = (500, 60) if quick else (20_000, 2000)
     rng = np.random.default_rng(SEED)
     rows = []
     for rho in (0.3, 0.6, 0.9):

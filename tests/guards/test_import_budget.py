@@ -7,7 +7,7 @@ import sys
 import pytest
 
 EVERYTHING = {
-    "alembic", "cryptography", "dbos", "duckdb", "grpc", "httptools", "jinja2", "numpy", "onnxruntime", "pandas", "polars",
+    "alembic", "cryptography", "dbos", "duckdb", "grpc", "httptools", "jinja2", "numpy", "onnxruntime", "opentelemetry", "pandas", "polars",
     "psycopg", "scipy", "sklearn", "sqlalchemy", "starlette", "uvicorn", "uvloop",
 }  # fmt: skip
 HELP = "import sys; sys.argv = ['keepwell', '--help']\nfrom keepwell.app.cli import main\ntry: main()\nexcept SystemExit: pass"

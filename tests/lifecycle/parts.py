@@ -8,9 +8,10 @@ from keepwell.adapters.stores.sql import open_store
 from keepwell.core.clock import DAY, FixedClock
 from keepwell.core.digest import digest_bytes
 from keepwell.core.project import Project, collecting, model, source
+from keepwell.core.records.data import Column
 from keepwell.core.records.evidence import CheckResult, SigningKey
 from keepwell.core.records.lifecycle import RELEASE_STEPS, Release, StepResult, User
-from keepwell.core.records.models import ModelVersion
+from keepwell.core.records.models import ModelVersion, Signature
 from keepwell.core.records.work import Work
 from keepwell.core.settings import EndpointSettings, PolicySettings, ProjectSettings, Settings
 from keepwell.core.statements import TEST_RESULT, sign_evidence
@@ -134,7 +135,8 @@ def artefact_of(context, number):
 def version(context, number=1, *, state="registered", renews=None):
     found = ModelVersion(
         model="buys", version=number, candidate="c", artefact=artefact_of(context, number), run=f"r{number}",
-        training_set=digest_bytes(b"data"), code=digest_bytes(b"code"), signature=None, author="ana",
+        training_set=digest_bytes(b"data"), code=digest_bytes(b"code"), author="ana",
+        signature=Signature(inputs=(Column(name="x", dtype="float64", nullable=True),), task="binary"),
         state=state, renews=renews, created=START, updated=START,
     )  # fmt: skip
     with context.store.transaction(actor="ana") as transaction:

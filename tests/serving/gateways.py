@@ -23,8 +23,9 @@ from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.traffic import BUCKETS, Arm
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-from keepwell.serving.pool import Pool, bind, reserve
+from keepwell.serving.pool import Pool
 from keepwell.serving.segments import SegmentLog
+from keepwell.serving.sockets import bind, reserve
 from keepwell.serving.terms import Terms
 from keepwell.serving.tls import trust
 from keepwell.training.artefacts import pack_folder, unpack_artefact
@@ -177,6 +178,8 @@ class Gateway:
         """Wait until every worker answers from the newest edition: each is asked on fresh connections."""
         self.pool.tend()
         deadline = time.monotonic() + 40
+        while self.pool.serving() < len(self.pool.pids()) and time.monotonic() < deadline:
+            time.sleep(0.02)
         seen = 0
         while seen < 6 * len(self.pool.pids()):
             try:

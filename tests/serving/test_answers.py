@@ -241,7 +241,6 @@ def test_head_has_the_length_and_no_body(gateway: Gateway):
         (b"POST /v1/endpoints/e/predict HTTP/1.1\r\ncontent-length: -1\r\n\r\n", b"400"),
         (b"GET /live HTTP/1.1\r\nx: " + b"a" * 70_000 + b"\r\n\r\n", b"431"),
         (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", b"431"),
-        (b"GET /live HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", b"200|400"),
     ],
 )
 def test_what_is_no_acceptable_request_is_refused_and_the_connection_closed(

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,6 +96,20 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Prediction]]:
         for k in range(n)
     ]
     return batch, records
+
+
+@settings(deadline=None, max_examples=150)
+@given(batches(), st.data())
+def test_some_rows_of_a_batch_are_those_records_with_the_share_that_was_written(drawn, data):
+    batch, _ = drawn
+    places = data.draw(st.lists(st.integers(0, batch.rows - 1), unique=True).map(sorted))
+    taken = batch.take(np.array(places, dtype=np.intp), share=0.5)
+    records = batch.expand()
+    assert taken.rows == len(places)
+    if places:
+        assert [repr(r) for r in taken.expand()] == [
+            repr(msgspec.structs.replace(records[k], share=0.5)) for k in places
+        ]
 
 
 @settings(deadline=None, max_examples=150)

@@ -63,8 +63,7 @@ predictions = st.builds(
     mirror=st.booleans(), plan=st.integers(0, 9), version=st.integers(1, 3), artefact=st.just("sha256:0"),
     features=st.lists(cells, max_size=3).map(tuple), output=outputs, latency=st.integers(0, 2**32 - 1),
     status=st.sampled_from(["ok", "fallback", "error", "refused"]), error=st.text(max_size=3),
-    cohort=st.text(max_size=2),
-    chosen=st.text(max_size=2),
+    cohort=st.text(max_size=2), chosen=st.text(max_size=2), share=st.floats(0.001, 1),
 )  # fmt: skip
 outcomes = st.builds(
     Outcome,
@@ -377,18 +376,22 @@ def test_parts_are_parquet_by_endpoint_and_day_that_other_tools_read(tmp_path):
     assert (tmp_path / "compacted" / "endpoint=e" / "day=1970-01-02").is_dir()
 
 
-def test_parts_of_an_earlier_version_are_read_and_have_no_cohorts(tmp_path, monkeypatch):
+def test_parts_of_an_earlier_version_are_read_as_wholly_logged_and_without_cohorts(
+    tmp_path, monkeypatch
+):
     write(tmp_path, [([prediction("a"), prediction("b")], [])], name="w")
     before = everything(tmp_path)
     with monkeypatch.context() as patch:
         patch.delitem(parts._FIELDS, "cohort")
+        patch.delitem(parts._FIELDS, "share")
         assert Compactor(tmp_path).run(read_by_all(tmp_path)) == 1
     (path,) = tmp_path.rglob("part-*")
     assert "cohort" not in pl.read_parquet(path).columns
     assert everything(tmp_path) == before
-    write(tmp_path, [([prediction("c", cohort="x=1")], [])], name="x")
+    write(tmp_path, [([prediction("c", cohort="x=1", share=0.5)], [])], name="x")
     table = read_decisions(tmp_path, "e", 0, 3 * DAY)
     assert table.get_column("cohort").to_list() == ["", "", "x=1"]
+    assert table.get_column("share").to_list() == [1.0, 1.0, 0.5]
 
 
 def test_a_table_that_parquet_does_not_give_back_removes_nothing(tmp_path, monkeypatch):

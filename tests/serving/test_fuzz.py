@@ -88,7 +88,7 @@ def talk(desk: Desk, parts: list[bytes]) -> tuple[Wire, list[str]]:
             await asyncio.sleep(0)
         if not connection.eof_received():
             wire.close()
-        for _ in range(4):
+        for _ in range(16):
             await asyncio.sleep(0)
         connection.connection_lost(None)
         return wire

@@ -257,6 +257,8 @@ def test_traffic_returns_to_the_champion_from_any_state(live, strategy, send):
         ("ab", {"share": 2}, "A rule of 'ab'"),
         ("blue-green", {"header": "X-Arm"}, "lower case"),
         ("recreate", {"gap_seconds": 0.5}, "held for 0.5 s"),
+        ("bandit", {"algorithm": "kl-ucb"}, "kl-ucb needs rewards that are binary"),
+        ("bandit", {"algorithm": "thomson"}, "algorithm"),
         ("shadow, canary", {"tolerance": "far"}, "tolerance|no rule"),
         ("shadow", {"share": 0}, "share"),
     ],
@@ -280,3 +282,71 @@ def test_a_challenger_without_traffic_is_refused_when_its_days_are_over(live):
     live.run(requests=200, seconds=DAY / 1e6 / 100)
     assert ended(live) == ("refused", {1: 10_000})
     assert "too little traffic" in live.rollout.reason
+
+
+@pytest.mark.parametrize("algorithm", ["thompson", "ucb1", "epsilon-greedy", "linucb", "lints"])
+def test_a_bandit_moves_traffic_to_the_better_arm_and_judges_at_its_end(live, algorithm):
+    live.bias[1] = 0.5
+    live.start(
+        "bandit",
+        rules={"algorithm": algorithm, "horizon_days": 3, "floor": 0.2, "every_seconds": 3600},
+    )
+    assert live.serving() == {1: 5_000, 2: 5_000}
+    live.run(requests=240, rounds=10)
+    if algorithm in {"linucb", "lints"}:
+        assert live.plan.policy.kind == algorithm
+    else:
+        assert live.serving()[2] > 7_000
+        assert live.serving()[1] >= 1_000  # the floor
+    live.run(requests=240)
+    assert ended(live) == ("promoted", {2: 10_000})
+    effect = live.store.find(Look, {"rollout": "r"}, order=["-number"], limit=1)[0].measured[
+        "effects"
+    ]
+    assert effect["challenger"]["low"] > 0
+
+
+def test_a_bandit_keeps_the_champion_that_earns_more(live):
+    live.bias[2] = 0.5
+    live.start("bandit", rules={"horizon_days": 3, "every_seconds": 3600})
+    live.run(requests=240)
+    assert ended(live) == ("refused", {1: 10_000})
+    assert "none earns more than the champion" in live.rollout.reason
+
+
+FACTORS = {
+    "1": {"model": "old", "features": "few"},
+    "2": {"model": "new", "features": "few"},
+    "3": {"model": "old", "features": "many"},
+    "4": {"model": "new", "features": "many"},
+}
+
+
+def test_multivariate_tells_what_each_factor_does(tmp_path):
+    live = Live(tmp_path, versions=4)
+    live.bias.update({1: 0.6, 2: 0.3, 3: 0.6, 4: 0.3})
+    live.start(
+        "multivariate", others=[3, 4], rules={"factors": FACTORS, "min_rows": 400, "tuned_for": 500}
+    )
+    assert live.serving() == {1: 2_500, 2: 2_500, 3: 2_500, 4: 2_500}
+    live.run(requests=400)
+    state, serves = ended(live)
+    assert (state, set(serves) <= {2, 4}) == ("promoted", True)
+    look = live.store.find(Look, {"rollout": "r"}, order=["-number"], limit=1)[0]
+    effects = {tuple(e["factors"]): e for e in look.measured["effects"]}
+    assert effects["model",]["low"] > 0.1
+    assert effects["features",]["low"] < 0 < effects["features",]["high"]
+
+
+@pytest.mark.parametrize(
+    ("factors", "says"),
+    [
+        ({}, "nothing of version"),
+        ({**FACTORS, "4": {"model": "new"}}, "a level of each factor"),
+        ({**FACTORS, "4": FACTORS["3"]}, "No version stands for the combination features=many, model=new"),
+    ],
+)  # fmt: skip
+def test_a_factorial_that_is_not_whole_is_refused(tmp_path, factors, says):
+    live = Live(tmp_path, versions=4)
+    with pytest.raises(InvalidInput, match=says):
+        live.start("multivariate", others=[3, 4], rules={"factors": factors})

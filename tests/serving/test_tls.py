@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import time
@@ -194,7 +195,20 @@ def test_wrong_files_are_refused_with_what_is_wrong(tmp_path: Path):
         read_context(good, tmp_path / "nowhere")
     with pytest.raises(Unavailable, match="TLS certificate cannot be read: Is a directory"):
         read_context(tmp_path, good_key)
-    assert read_context(good, good_key).minimum_version == ssl.TLSVersion.TLSv1_2
+    together = tmp_path / "together.pem"
+    together.write_bytes(good_key.read_bytes() + good.read_bytes())
+    context, expires = read_context(together, together)
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert abs(expires - time.time() - 30 * 86400) < 600
+
+
+def test_prometheus_is_told_when_the_certificate_expires(secured: Gateway):
+    page = secured.application.request("GET", "/metrics")[1].decode()
+    found = re.search(
+        r"^keepwell_certificate_expiry_timestamp_seconds\{.*\} (\S+)$", page, re.MULTILINE
+    )
+    assert found
+    assert abs(float(found[1]) - time.time() - 30 * 86400) < 600
 
 
 def test_files_that_went_away_leave_the_certificate_in_force(tmp_path: Path):

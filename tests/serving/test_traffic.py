@@ -24,7 +24,14 @@ from tritonclient.utils import InferenceServerException
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.traffic import BUCKETS, Arm, Cohort
-from keepwell.serving.assign import Assignment, Rows, bucket_of, draw_of, mirror_bucket_of
+from keepwell.serving.assign import (
+    Assignment,
+    Rows,
+    bucket_of,
+    draw_of,
+    log_draw_of,
+    mirror_bucket_of,
+)
 from keepwell.serving.desk import Ask
 from keepwell.serving.editions import EndpointEdition
 from keepwell.serving.gaps import MAX_HELD, MAX_HELD_BYTES, Gap
@@ -74,6 +81,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
                 ),
             ),
             endpoint("shared", arms=[blue], mirrors=(arm(3, more, SHARE), arm(4, other, 0))),
+            endpoint(
+                "sampled", arms=halves, mirrors=(arm(3, more, 0),), log="sampled", log_share=0.2
+            ),
             endpoint("drawn", arms=halves, policy=policy_state(), cohorts=(ANN,)),
             endpoint("flagged", arms=halves, unit="flag"),
         )  # fmt: skip
@@ -250,6 +260,43 @@ def test_a_mirror_with_a_share_sees_the_units_of_its_buckets_and_the_log_says_it
     for identity, record in shared.items():
         assert record.output == ROW["x"] * 2
         assert (record.unit, record.time) == (answered[identity].unit, answered[identity].time)
+
+
+def test_a_sampled_log_has_its_share_of_the_decisions_and_of_their_mirrored_answers(
+    gateway: Gateway,
+):
+    users = [f"p{n}" for n in range(400)]
+    rows = [ROW | {"user": user} for user in users]
+    ids = [f"p-{user}" for user in users]
+    status, whole = asked(gateway, "/v1/endpoints/sampled/predict", {"rows": rows, "ids": ids})
+    assert status == 200
+    answered = [p["id"] for p in whole["predictions"]]
+    # Alone, so that some ticks write nothing at all; the gateway makes these ids.
+    for _ in range(30):
+        one = asked(gateway, "/v1/endpoints/sampled/predict", {"rows": [ROW]})[1]["predictions"]
+        answered.append(one[0]["id"])
+    assert len(answered) == 430
+    wanted = {i for i in answered if log_draw_of(i, "s") < 0.2}
+    assert 50 < len(wanted) < 130
+    deadline = time.monotonic() + 10
+    while True:
+        found = [p for p in gateway.records()[0] if p.id in set(answered)]
+        if len(found) >= 2 * len(wanted) or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    for mirror in (False, True):
+        assert sorted(p.id for p in found if p.mirror is mirror) == sorted(wanted)
+    assert {p.share for p in found} == {0.2}
+    plain = {p["id"]: p for p in whole["predictions"]}
+    for record in (p for p in found if p.id in plain):
+        if record.mirror:
+            assert record.output == ROW["x"] * 2
+        else:
+            assert (record.arm, record.output) == (plain[record.id]["arm"], plain[record.id]["prediction"])  # fmt: skip
+            assert (record.unit, record.features) == (record.id[2:], (1.0, True, 0.0))
+    counted = gateway.application.request("GET", "/metrics")[1].decode()
+    told = [line for line in counted.splitlines() if 'predictions_total{endpoint="sampled"' in line]
+    assert told, "what is not written down is counted all the same"
 
 
 def test_a_share_of_a_mirror_has_nothing_to_do_with_the_buckets_of_the_arms():

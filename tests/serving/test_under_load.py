@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from tests.serving.gateways import Gateway, arm, endpoint, lay_out, linear, running
 
-from keepwell.core.errors import KeepwellError
+from keepwell.core.errors import KeepwellError, Unavailable
 
 ROW = {"x": 1.0, "flag": True, "dep delay": None}
 
@@ -175,6 +176,27 @@ def test_a_pool_swap_replaces_every_worker_without_one_failed_request(tmp_path):
             time.sleep(0.2)
         assert not before & set(gateway.pool.pids())
         assert load.failures == []
+
+
+def test_new_workers_that_do_not_serve_replace_nobody(tmp_path, monkeypatch):
+    with running(tmp_path, workers=2) as gateway:
+        digest = linear(gateway.shelf, 10.0)
+        gateway.publish(endpoint(arms=[arm(1, digest)]))
+        before = gateway.pool.pids()
+        golden = gateway.shelf.artefact_folder(digest) / "golden.json"
+        good = golden.read_bytes()
+        golden.write_bytes(good.replace(b"1.0", b"1.5", 1))
+        with loaded(gateway, threads=2) as load:
+            with pytest.raises(Unavailable, match="was changed after it was unpacked"):
+                gateway.pool.swap()
+            golden.write_bytes(good)
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "executable", "/bin/false")
+                with pytest.raises(Unavailable, match="ended with status 1"):
+                    gateway.pool.swap()
+        assert (gateway.pool.pids(), load.failures) == (before, [])
+        gateway.pool.swap()
+        assert not set(gateway.pool.pids()) & set(before)
 
 
 def test_a_log_folder_that_is_removed_is_made_again(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keepwell.stats._normal_mixture import Side
 from keepwell.stats.confidence_sequence import ConfidenceSequence
 from keepwell.stats.cuped import cuped, cuped_difference
 from keepwell.stats.difference_sequence import ArmSums, DifferenceSequence
@@ -123,6 +124,24 @@ def test_one_side_is_tighter_and_few_or_equal_rows_prove_nothing() -> None:
         .excludes(5.0)
     )
     assert equal.estimate < 0
+
+
+@pytest.mark.parametrize("side", ["both", "lower", "upper"])
+def test_evidence_reaches_its_limit_where_the_bounds_end(side: Side) -> None:
+    rng = np.random.default_rng(6)
+    alone = ConfidenceSequence(alpha=0.05, tuned_for=200, side=side).update(rng.normal(size=200))
+    pair = DifferenceSequence(alpha=0.05, tuned_for=400, side=side).update(
+        treatment=rng.normal(size=150), control=rng.normal(size=250)
+    )
+    for sequence in (alone, pair):
+        for bound in (sequence.lower, sequence.upper):
+            if math.isfinite(bound):
+                assert sequence.log_evidence(bound) == pytest.approx(math.log(20))
+        middle = sequence.mean if sequence is alone else pair.estimate
+        assert sequence.log_evidence(middle) < 0
+    wrong = alone.mean + 9 if side == "lower" else alone.mean - 9
+    assert (alone.log_evidence(wrong) == -math.inf) is (side != "both")
+    assert DifferenceSequence(alpha=0.05, tuned_for=9).log_evidence() == 0
 
 
 def test_input_that_means_nothing_is_refused_by_name() -> None:

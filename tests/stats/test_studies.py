@@ -1,5 +1,7 @@
 """Promises of the studies: each bar of `make bench-stats` holds in a shorter run as well."""
 
+import time
+
 import pytest
 
 from benchmarks.rows import Row, at_least, at_most, share_error, within
@@ -8,10 +10,11 @@ from benchmarks.stats import run_study, study_names
 
 @pytest.mark.parametrize("name", study_names())
 def test_the_bars_of_a_study_hold_in_its_shorter_run(name: str) -> None:
-    rows, seconds = run_study(name, quick=True)
+    started = time.process_time()
+    rows, _ = run_study(name, quick=True)
     assert rows
     assert [row for row in rows if not row.ok] == []
-    assert seconds < 60, "a shortened study takes seconds"
+    assert time.process_time() - started < 30, "a shortened study takes seconds"
 
 
 def test_a_missed_bar_is_told_and_the_slack_of_a_shorter_run_is_said() -> None:

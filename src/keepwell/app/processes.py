@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,16 +14,20 @@ import msgspec
 
 from keepwell.app.wiring import State, open_state
 from keepwell.core.errors import KeepwellError, Unavailable
-from keepwell.serving.pool import bind
+from keepwell.serving.sockets import bind
 from keepwell.serving.stopping import die_with_parent
 
 
 def announce(state: State, name: str, url: str) -> None:
     """Write where a process answers, for the others to find."""
+    _write(state, name, {"url": url, "pid": os.getpid()})
+
+
+def _write(state: State, name: str, content: dict[str, object]) -> None:
     folder = state.state / "run"
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.json"
-    temporary.write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
+    temporary.write_bytes(msgspec.json.encode(content))
     temporary.replace(folder / f"{name}.json")
 
 
@@ -67,6 +72,9 @@ def run_gateway_process(state: State) -> None:
         if grpc_port is not None:
             announce(state, "grpc", f"grpc{secure}://{server.host}:{grpc_port}")
 
+    def replaced(pids: Sequence[int], problem: str) -> None:
+        _write(state, "workers", {"pids": list(pids), "problem": problem})
+
     run_gateway(
         store=state.store,
         blobs=state.blobs,
@@ -86,8 +94,11 @@ def run_gateway_process(state: State) -> None:
             runtime_seconds=server.runtime_seconds,
             runtime_memory=server.runtime_memory,
             runtime_processes=server.runtime_processes,
+            traces_endpoint=server.traces_endpoint,
+            traces_share=server.traces_share,
         ),
         ready=ready,
+        replaced=replaced,
     )
 
 

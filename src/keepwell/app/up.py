@@ -71,7 +71,7 @@ class Supervisor:
 
     def _need_ports(self) -> None:
         """Say which port is taken before anything starts, rather than in the log of a process that ended."""
-        from keepwell.serving.pool import bind
+        from keepwell.serving.sockets import bind
 
         server = self._state.settings.server
         for port in (server.port, server.gateway_port if server.gateway_workers else 0):

@@ -70,6 +70,10 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """PEM file with the certificate's key, not encrypted."""
     access_log: str = ""
     """File in the project's folder for a line of JSON a request at the gateway; ``-``: standard output; empty: none."""
+    traces_endpoint: str = ""
+    """URL that the gateway sends OpenTelemetry spans to (OTLP over HTTP, extra ``otel``); empty: none."""
+    traces_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """Share of the requests without a ``traceparent`` that are traced; one with it is traced if its caller is."""
     max_wait: Limit = 1.0
     """A gateway worker refuses requests (503) that more seconds of work than this are ahead of; 0: never."""
     runtime_seconds: Limit = 5.0
@@ -129,6 +133,8 @@ class EndpointSettings(Values, frozen=True, kw_only=True):
     """The declared model that answers here."""
     log: Literal["sync", "group", "sampled"] = "sync"
     """When a record is on disk: before the answer (``sync``), or about 10 ms later (``group``, ``sampled``)."""
+    log_share: Share = 0.1
+    """The share of decisions that ``sampled`` writes down; the others are answered and leave no record."""
     time: str = ""
     """Request field with the event time; empty: time of arrival."""
     outcome_expires: str = ""

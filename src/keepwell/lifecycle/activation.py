@@ -243,6 +243,7 @@ def ensure_endpoint(context: Context, name: str, *, actor: str) -> Endpoint:
         unit=model.unit,
         time=declared.time,
         log=declared.log,
+        log_share=declared.log_share if declared.log == "sampled" else 1.0,
         label_delay=model.label_delay,
         created=context.clock.now(),
     )

@@ -19,7 +19,6 @@ from urllib.parse import quote
 import msgspec
 
 from keepwell.core.errors import Unavailable
-from keepwell.serving.accesslog import AccessLog
 from keepwell.serving.codec import encode_error
 from keepwell.serving.desk import Desk, Loader
 from keepwell.serving.editions import Shelf
@@ -31,7 +30,7 @@ from keepwell.serving.protocols import JSON
 from keepwell.serving.runtimes.links import Links
 from keepwell.serving.segments import SegmentWriter
 from keepwell.serving.terms import TERMS_FILE, Terms
-from keepwell.serving.worker import DRAIN_SECONDS, follow, refresh, standing_of
+from keepwell.serving.worker import DRAIN_SECONDS, follow, listen, refresh, standing_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -98,8 +97,7 @@ class GatewayApp:
         loader = Loader(shelf, links)
         floor = Floor(desk, loop, Gate(Path(terms.tokens) if terms.tokens else None))
         floor.look_at_tokens()
-        if terms.access_log:
-            floor.listen(AccessLog(terms.access_log, loop))
+        listen(floor, terms, worker=name)
         desk.meters.standing = partial(standing_of, floor, writer)
         # What cannot be loaded yet is told at /ready, and tried again.
         await refresh(floor, loader, shelf)

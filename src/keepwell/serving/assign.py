@@ -13,11 +13,10 @@ import numpy.typing as npt
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.models import Signature
 from keepwell.core.records.traffic import BUCKETS, Arm, Cohort
+from keepwell.serving.batches import Places
 from keepwell.serving.codec import event_time, text_of
 from keepwell.serving.editions import EndpointEdition
 from keepwell.serving.policies import Drawing
-
-Places = npt.NDArray[np.intp]
 
 
 def bucket_of(unit: str, salt: str) -> int:
@@ -40,6 +39,11 @@ def mirror_bucket_of(unit: str, salt: str) -> int:
 def draw_of(identity: str, salt: str) -> float:
     """Give the number in [0, 1) by which a policy's probabilities decide on a decision id."""
     return float(_uniform([identity], _key(salt, b"draw"))[0])
+
+
+def log_draw_of(identity: str, salt: str) -> float:
+    """Give the number in [0, 1) that is under the share of a sampled log where a decision is written down."""
+    return float(_uniform([identity], _key(salt, b"log"))[0])
 
 
 def _key(salt: str, purpose: bytes = b"") -> bytes:
@@ -118,6 +122,8 @@ class Assignment:
         self._key = _key(edition.salt)
         self._draw_key = _key(edition.salt, b"draw")
         self._mirror_key = _key(edition.salt, b"mirror")
+        self._log_key = _key(edition.salt, b"log")
+        self.log_share = edition.log_share
         heir = max(names.index(edition.fallback) if edition.fallback in names else 0, 0)
         self._drawing = (
             Drawing(edition.policy, names, heir, signature)
@@ -159,6 +165,10 @@ class Assignment:
     ) -> Places:
         """Give the places of the rows that a mirror with a share sees."""
         return np.flatnonzero(buckets_of(_keys(units, names), self._mirror_key) < arm.weight)
+
+    def written(self, names: Sequence[str]) -> Places:
+        """Give the places of the decisions that a sampled log writes down."""
+        return np.flatnonzero(_uniform(names, self._log_key) < self.log_share)
 
     def _cohorts(self, rows: Rows) -> Places | None:
         """Give the place of the first cohort that each row meets, -1 for none; None where no row meets any."""

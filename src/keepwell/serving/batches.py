@@ -17,6 +17,7 @@ from keepwell.core.clock import Time
 from keepwell.core.records.predictions import Prediction, Status
 from keepwell.core.records.traffic import BUCKETS
 
+Places = npt.NDArray[np.intp]
 STATUSES: tuple[Status, ...] = ("ok", "fallback", "error", "refused")
 OK, FALLBACK, ERROR = 0, 1, 2
 
@@ -72,6 +73,38 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """By row."""
     propensities: bytes = b""
     """Little-endian float64 a row; empty: the weight of the arm that was chosen."""
+    share: float = 1.0
+    """Probability with which a row was written down."""
+
+    def take(self, places: Places, *, share: float = 1.0) -> Batch:
+        """Give a batch of some of the rows, in this order."""
+        kept = places.tolist()
+
+        def some(column: Sequence[Any]) -> Sequence[Any]:
+            return [column[k] for k in kept] if column else column
+
+        def packed(column: bytes, kind: str, width: int = 1) -> bytes:
+            rows = np.frombuffer(column, dtype=kind)
+            return rows.reshape(-1, width)[places].tobytes() if len(rows) > 1 else column
+
+        width = len(self.matrix) // (np.dtype(self.kind).itemsize * self.rows)
+        return msgspec.structs.replace(
+            self,
+            rows=len(kept),
+            ids=some(self.ids or self.identities()),
+            times=some(self.times),
+            units=some(self.units),
+            chosen=packed(self.chosen, "<u2"),
+            answered=packed(self.answered, "<u2"),
+            features=some(self.features),
+            matrix=packed(self.matrix, self.kind, width),
+            outputs=packed(self.outputs, "<f8", self.classes or 1),
+            latencies=packed(self.latencies, "<u4"),
+            statuses=bytes(some(self.statuses)),
+            errors={k: self.errors[place] for k, place in enumerate(kept) if place in self.errors},
+            propensities=packed(self.propensities, "<f8"),
+            share=share,
+        )
 
     def identities(self, start: int = 0, stop: int | None = None) -> list[str]:
         """List the decision ids of rows ``start`` to ``stop``."""
@@ -130,6 +163,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
                     error=self.errors.get(start + k, ""),
                     cohort=asked.cohort,
                     chosen="" if asked.arm == by.arm else asked.arm,
+                    share=self.share,
                 )
             )
         return made

@@ -26,6 +26,8 @@ _TYPES: dict[str, Any] = {
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999
 """Microseconds of the years 1 to 9999: what ISO 8601 can write and 64 bits can hold."""
 _EXACT = 2**53
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError)
+"""What decoding raises for bytes that are not JSON: text that is not UTF-8 has an error of its own."""
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 
 
@@ -87,7 +89,7 @@ class Codec:
             given: Any = self._decode(body)
         except msgspec.ValidationError as error:
             raise self._explained(str(error)) from None
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise InvalidInput(
                 f"The body is not JSON: {error}.", todo='Send {"rows": [{...}]}.'
             ) from None

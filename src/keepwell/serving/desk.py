@@ -18,8 +18,8 @@ from keepwell.core.errors import Corrupt, KeepwellError, NotFound, Unavailable, 
 from keepwell.core.records.models import Package
 from keepwell.core.records.predictions import Outcome
 from keepwell.core.records.traffic import BUCKETS, Arm
-from keepwell.serving.assign import Assignment, Placed, Places, Rows
-from keepwell.serving.batches import ERROR, FALLBACK, STATUSES, Answerer, Answers, Batch
+from keepwell.serving.assign import Assignment, Placed, Rows
+from keepwell.serving.batches import ERROR, FALLBACK, STATUSES, Answerer, Answers, Batch, Places
 from keepwell.serving.codec import Codec, Decoded, encode, encode_error
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.intake import Intake
@@ -363,6 +363,10 @@ class Desk:
                 ask.refuse(404 if isinstance(error, NotFound) else bad, str(error))
                 self.meters.refused(name)
                 continue
+            except Exception as error:  # noqa: BLE001
+                # What nobody thought of: it must not fail the other requests of the tick.
+                ask.refuse(500, f"{type(error).__name__}: {error}"[:500])
+                continue
             ask.rows = rows
             if rows.probe:
                 self._probe(serving, codec, ask, rows)
@@ -548,15 +552,22 @@ class Desk:
             statuses=bytes(tick.statuses) if tick.statuses else b"",
             errors=tick.errors,
         )
-        self._writer.append(batches=(batch,))
+        kept, matrix, assignment = batch, made.matrix, serving.assignment
+        if assignment.log_share < 1:
+            # Mirrors compute what is written down of them, and nothing else.
+            rows_kept = assignment.written(batch.identities())
+            kept = batch.take(rows_kept, share=assignment.log_share)
+            matrix = matrix[rows_kept]
+        if kept.rows:
+            self._writer.append(batches=(kept,))
         if self.noting:
             logged = time.perf_counter()
             for ask, (start, stop) in zip(asks, pairwise(edges), strict=True):
                 ask.part = Part(batch, start, stop, made.called, now, logged)
         self._reply(serving, asks, edges, batch, tick)
         self._count(serving, tick, latencies, edges)
-        if serving.mirrors:
-            self._shadows.append((serving, batch, made.matrix))
+        if serving.mirrors and kept.rows:
+            self._shadows.append((serving, kept, matrix))
 
     def _compute(self, serving: Serving, steps: Steps[Tick]) -> Tick:
         """Make the model calls of a round here and now; a runtime is not waited for."""
@@ -1030,4 +1041,5 @@ def mirrored(
         latencies=np.array([(time.perf_counter() - began) * 1e6], dtype="<u4").tobytes(),
         statuses=bytes(statuses),
         errors=errors,
+        share=batch.share,
     )

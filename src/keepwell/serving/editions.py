@@ -24,6 +24,7 @@ class EndpointEdition(msgspec.Struct, frozen=True, kw_only=True):
     unit: str
     time: str
     log: LogLevel
+    log_share: float = 1.0
     plan: int
     salt: str
     fallback: str

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from keepwell.core.clock import DAY, Time
 from keepwell.core.ports.rollouts import Gain
-from keepwell.serving.observations import ERROR, FALLBACK, Bools, Floats, Ints, Observations
+from keepwell.serving.observations import ERROR, FALLBACK, Bools, Floats, Ints, Keys, Observations
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -148,6 +148,51 @@ def values_by_unit(
         whole = order[(own & (decisions > 0))[order]]
         values[name] = total[whole]
     return UnitValues(values, assigned, int(strayed.sum()))
+
+
+class Rewards(msgspec.Struct, frozen=True):
+    """What each decision earned, in the order of event time; columns of shape (n,)."""
+
+    arm: Ints
+    """Place among the names that were asked for."""
+    reward: Floats
+    propensity: Floats
+    plan: Ints
+    unit: Keys
+    features: Floats
+    """Shape (n, d)."""
+
+
+def rewards(
+    seen: Observations,
+    names: tuple[str, ...],
+    *,
+    gain: Gain,
+    label_delay: Time,
+    default: float | None = None,
+) -> Rewards:
+    """List what decisions earned that chance assigned, once a label's delay is over.
+
+    Before that, those that are labelled soon would stand for all. A decision without an outcome counts as
+    ``default``, or, if there is none, not at all.
+    """
+    places = np.full(max(len(seen.names), 1), -1, dtype=np.int64)
+    for k, name in enumerate(names):
+        if name in seen.names:
+            places[seen.place(name)] = k
+    outcome = seen.outcome
+    if default is not None:
+        outcome = np.where(np.isnan(outcome), default, outcome)
+    rows = seen.counts & ~seen.mirror & ~seen.placed & (places[seen.arm] >= 0)
+    rows &= ~np.isnan(outcome) & ~np.isnan(seen.output)
+    rows &= seen.time + label_delay <= seen.watermark
+    known = seen.pick(rows)
+    worth = np.zeros(0)
+    if len(known):
+        worth = np.asarray(gain(known.output, outcome[rows]), dtype=np.float64)
+    return Rewards(
+        places[known.arm], worth, known.propensity, known.plan, known.unit, known.features
+    )
 
 
 class Differences(msgspec.Struct, frozen=True):

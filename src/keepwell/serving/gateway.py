@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import msgspec
 from keepwell.core.admission import admission_problems
 from keepwell.core.clock import Clock
 from keepwell.core.digest import digest_of
-from keepwell.core.errors import Corrupt, KeepwellError, Unavailable
+from keepwell.core.errors import Corrupt, InvalidInput, KeepwellError, Unavailable
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.signing import Verifier
 from keepwell.core.ports.store import Store
@@ -23,7 +26,8 @@ from keepwell.core.records.watching import Alert
 from keepwell.serving.accesslog import check_place
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.gate import read_digests
-from keepwell.serving.pool import Pool, bind, reserve
+from keepwell.serving.pool import Pool
+from keepwell.serving.sockets import bind, reserve
 from keepwell.serving.stopping import StopSignal
 from keepwell.serving.terms import Terms
 from keepwell.serving.tls import read_context
@@ -31,6 +35,8 @@ from keepwell.training.artefacts import check_folder, unpack_artefact
 
 LOOK_SECONDS = 0.05
 RECHECK_SECONDS = 30.0
+AGAIN_SECONDS = 1.0
+"""So long the parent waits before it tries again to write what could not be written."""
 
 
 class Publisher:
@@ -84,6 +90,7 @@ class Publisher:
             unit=endpoint.unit,
             time=endpoint.time,
             log=endpoint.log,
+            log_share=endpoint.log_share if endpoint.log == "sampled" else 1.0,
             plan=plan.revision if plan else 0,
             salt=plan.salt if plan else "",
             fallback=plan.fallback if plan else "",
@@ -177,9 +184,13 @@ def run_gateway(
     grpc_port: int | None = None,
     terms: Terms | None = None,
     ready: Callable[[int, int | None], None] | None = None,
+    replaced: Callable[[Sequence[int], str], None] | None = None,
+    say: Callable[[str], object] = sys.stderr.write,
 ) -> None:
     """Run until SIGTERM or SIGINT. ``ready`` is told the port, and that of gRPC, once they are bound.
 
+    SIGHUP replaces all workers, so that they run the code that is on the disk now, without losing a request.
+    ``replaced`` is told the ids of those that serve then, and what was wrong if the new ones did not.
     Without ``grpc_port`` there is no gRPC; 0 takes a free port. Without ``workers`` nothing listens: editions and
     runtimes are tended for the processes of an ASGI server (``keepwell.serving.asgi``).
     While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
@@ -191,8 +202,12 @@ def run_gateway(
         read_context(Path(terms.tls_certificate), Path(terms.tls_key))
     if terms and terms.access_log:
         check_place(terms.access_log)
+    if terms and terms.traces_endpoint:
+        check_traces(terms.traces_endpoint)
     ending = StopSignal()
     ending.listen()
+    again = _Asked(ending)
+    signal.signal(signal.SIGHUP, again.ask)
     held = _grpc_socket(host, grpc_port) if workers else None
     try:
         listening = bind(host, port) if workers else socket.socket()
@@ -217,17 +232,42 @@ def run_gateway(
     )
     seen = -1
     checked = 0
+    trouble = ""
+    again_at = 0.0
+    replacing = False
     try:
         while not ending.is_set():
+            said = ""
             try:
-                version = store.version()
-                due = clock.now() - checked > RECHECK_SECONDS * 1_000_000
-                if version != seen or due:
-                    publisher.refresh()
-                    seen, checked = version, clock.now()
+                if time.monotonic() >= again_at:
+                    version = store.version()
+                    due = clock.now() - checked > RECHECK_SECONDS * 1_000_000
+                    if version != seen or due:
+                        publisher.refresh()
+                        seen, checked = version, clock.now()
             except Unavailable:
                 seen = -1
-            pool.tend()
+            except OSError as error:
+                # A full disk, or a folder that is gone: what is served goes on being served.
+                seen = -1
+                again_at = time.monotonic() + AGAIN_SECONDS
+                said = f"what is to be served cannot be written: {error}"
+            try:
+                if again.take():
+                    pool.replace()
+                    replacing = True
+                pool.tend()
+            except OSError as error:
+                said = f"a worker cannot be started: {error}"
+            if replacing and not pool.replacing:
+                replacing = False
+                if pool.problem:
+                    say(f"keepwell gateway: the workers were not replaced: {pool.problem}\n")
+                if replaced is not None:
+                    replaced(pool.pids(), pool.problem)
+            if said and said != trouble:
+                say(f"keepwell gateway: {said}\n")
+            trouble = said or (trouble if time.monotonic() < again_at else "")
             if ready is not None:
                 ready(int(listening.getsockname()[1]) if workers else port, grpc_bound)
                 ready = None
@@ -237,6 +277,36 @@ def run_gateway(
         listening.close()
         if held is not None:
             held.close()
+
+
+def check_traces(endpoint: str) -> None:
+    """See at the start whether traces can be sent. Raises InvalidInput, Unavailable."""
+    if not endpoint.startswith(("http://", "https://")):
+        raise InvalidInput(
+            f"Traces cannot go to {endpoint!r}.",
+            todo="Set traces_endpoint under [server] to a URL such as http://127.0.0.1:4318/v1/traces.",
+        )
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
+        raise Unavailable(
+            "Traces are set by traces_endpoint, and their packages are not installed.",
+            todo="Install them: pip install 'keepwell[otel]'; or take traces_endpoint out of [server].",
+        )
+
+
+class _Asked:
+    """Remembers that the workers are to be replaced; asked by a signal."""
+
+    def __init__(self, ending: StopSignal) -> None:
+        self._ending = ending
+        self._is = False
+
+    def ask(self, *_: object) -> None:
+        self._is = True
+        self._ending.wake()
+
+    def take(self) -> bool:
+        was, self._is = self._is, False
+        return was
 
 
 def _address(host: str, port: int) -> str:

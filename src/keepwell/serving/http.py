@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import msgspec
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.beside import Beside
-from keepwell.serving.codec import encode, encode_error, event_time
+from keepwell.serving.codec import NOT_JSON, encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
 from keepwell.serving.exposition import CONTENT_TYPE
 from keepwell.serving.gaps import Gap
@@ -30,13 +31,26 @@ from keepwell.serving.tls import Tls
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
-MAX_URL = 8192
+MAX_URL = 8 * 1024
 MAX_PIPELINE = 128
 MAX_PATIENCE = 3600.0
 """A deadline further away than this is one of an hour."""
 IDLE_SECONDS = 75.0
+"""So long a connection may bring nothing whole: no request, the rest of one, or room for answers."""
 SWEEP_SECONDS = 15.0
 """One sweep over all connections closes the idle ones: a timer a connection would be set anew by each request."""
+SLICE = 16 * 1024
+"""What is parsed at once. Behind it is seen whether the answers find their way: a client that asks and does not
+read must not fill the memory."""
+MAX_READING = 128 * 1024 * 1024
+"""Bytes of bodies that have not come in full, over all connections of a worker."""
+MAX_CONNECTIONS = 10_000
+SPARE_DESCRIPTORS = 128
+"""Files that a worker may open beside its connections: the log's come before anybody's connection."""
+ROOM_SECONDS = 1.0
+"""So often a full worker looks for connections that it can do without."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect"})
 MAX_SYNCS = 2
 """Waits for the disk side by side. One more makes smaller ticks, which cost more than a busy disk gives back."""
 MAX_KNOWN_HEADS = 512
@@ -50,6 +64,7 @@ _REASONS = {
     401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
+    408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
     415: "Unsupported Media Type",
@@ -138,6 +153,12 @@ class Floor:
         self.hurried = False
         """One of them has a deadline."""
         self.connections: set[Connection] = set()
+        self.most = min(
+            MAX_CONNECTIONS,
+            max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 1),
+        )
+        self.reading = 0
+        """Bytes of bodies that have not come in full."""
         self.draining = False
         self.heads: dict[bytes, Head] = {}
         self.kept = HEADERS
@@ -147,6 +168,7 @@ class Floor:
         self.gap: Gap[tuple[Ask, Caller, Slot]] = Gap()
         self._gap_at: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._looked = 0.0
         self._sync_at: asyncio.TimerHandle | None = None
         self._sync_problem = ""
         self._waiting: list[Callable[[str], None]] = []
@@ -378,12 +400,23 @@ class Floor:
         if self.gate.refresh():
             self.heads.clear()
 
-    def enter(self, connection: Connection) -> None:
-        """Take a connection in."""
+    def enter(self, connection: Connection) -> bool:
+        """Take a connection in; False if there are too many already."""
+        if len(self.connections) >= self.most and not self._make_room():
+            return False
         self.connections.add(connection)
         self.desk.meters.connected += 1
         if self._sweeping is None:
             self._sweeping = self.loop.call_later(SWEEP_SECONDS, self._sweep)
+        return True
+
+    def _make_room(self) -> bool:
+        """Close the connections that brought nothing whole for a sweep or longer; tell whether there were any."""
+        now = self.loop.time()
+        if now - self._looked < ROOM_SECONDS:
+            return False
+        self._looked = now
+        return sum(connection.give_way() for connection in list(self.connections)) > 0
 
     def _sweep(self) -> None:
         self._sweeping = None
@@ -411,12 +444,27 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._header_bytes = 0
         self._headers: dict[bytes, bytes] = {}
+        self._framing: list[tuple[bytes, bytes]] = []
         self._expect = False
         self._chunked = False
         self._closing = False
         self._paused = False
+        """Nothing is read, because the answers do not leave or are not there yet."""
+        self._full = False
+        """The client does not read its answers."""
+        self._careful = False
+        """An answer may not leave the shortest way: reading is paused, or the worker drains."""
+        self._backlog = b""
+        """What came and is not parsed yet."""
+        self._ended = False
+        """Nothing comes behind it."""
+        self._parsing = False
         self._inside = False
         """The parser has a part of a request."""
+        self._headed = False
+        """It has that request's head."""
+        self._fed = 0
+        """Bytes that were fed since a head began or a chunk brought something."""
         self._finished = 0
         self._known: Head | None = None
         """What the last head said, where that may be remembered."""
@@ -429,24 +477,55 @@ class Connection(asyncio.Protocol):
         # uvloop's transports are not subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._parser = httptools.HttpRequestParser(self)
-        self._floor.enter(self)
+        self._careful = self._floor.draining
+        if not self._floor.enter(self):
+            self._reject(503, "This worker has as many connections as it can hold.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: answers that are still due have nobody to go to; what was logged stays logged."""
         del exc
         self._floor.connections.discard(self)
         self._closing = True
+        self._backlog = b""
+        self._let_go()
 
     def rest(self) -> None:
-        """Count a sweep since the last request, and close when they are too many."""
+        """Count a sweep since something whole came or left, and close when they are too many."""
         self._sweeps += 1
-        idle = self._sweeps * SWEEP_SECONDS > IDLE_SECONDS
-        if idle and self._transport is not None and not self._slots:
-            self._transport.close()
+        transport = self._transport
+        if transport is None or self._sweeps * SWEEP_SECONDS <= IDLE_SECONDS:
+            return
+        if self._full or transport.is_closing():
+            transport.abort()  # to close it would wait for a client that does not read
+        elif self._inside and not self._closing:
+            self._reject(408, "The request did not come in full in time.")
+        elif not self._slots:
+            transport.close()
+
+    def give_way(self) -> bool:
+        """Close if nothing whole came for a sweep and nothing is due; tell whether it does."""
+        if self._sweeps and not self._slots and self._transport is not None:
+            self._transport.abort()
+            return True
+        return False
+
+    def pause_writing(self) -> None:
+        """Read no more requests while the client does not read its answers."""
+        self._full = True
+        self._hold()
+
+    def resume_writing(self) -> None:
+        """Go on reading."""
+        self._full = False
+        self._sweeps = 0
+        self._go_on()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         if self._closing:
+            return
+        if self._paused:
+            self._backlog += data  # what was on its way when reading was paused
             return
         self._asked = True
         floor = self._floor
@@ -481,18 +560,7 @@ class Connection(asyncio.Protocol):
                     self._hold()
                 return
         self._finished = 0
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._reject(400, "Upgrades are not supported here.")
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            if isinstance(cause, _Limit):
-                self._reject(cause.status, str(cause))
-            else:
-                self._reject(400, "The request cannot be read.")
-        except httptools.HttpParserError as error:
-            self._reject(400, f"The request is not HTTP/1.1: {error}.")
+        self._parse(data)
         known = self._known
         whole = begins and self._finished == 1 and not self._inside and not self._closing
         if (
@@ -502,12 +570,93 @@ class Connection(asyncio.Protocol):
             and len(data) == end + known.length
         ):
             floor.remember(data[:end], known)
-        self._hold()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse as much as may be answered now; the rest is put by."""
+        self._parsing = True
+        start = 0
+        while start < len(data) and not self._closing:
+            if self._paused:
+                self._backlog = data[start:]
+                break
+            part = data[start : start + SLICE] if start or len(data) > SLICE else data
+            start += self._feed(part)
+            self._hold()
+        self._parsing = False
+        if self._floor.draining:
+            self._flush()
+
+    def _feed(self, part: bytes) -> int:
+        """Give a part to the parser; tell how much of it was read."""
+        had = len(self._body)
+        try:
+            self._parser.feed_data(part)
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._pass_over(int(upgrade.args[0]))
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if isinstance(cause, _Limit):
+                self._reject(cause.status, str(cause))
+            else:
+                self._reject(400, "The request cannot be read.")
+        except httptools.HttpParserError as error:
+            self._reject(400, f"The request is not HTTP/1.1: {error}.")
+        if self._inside and (not self._headed or len(self._body) == had):
+            # The parser keeps a header's line until it ends, and tells nobody how long it is.
+            self._fed += len(part)
+            if self._fed > MAX_HEADERS + MAX_URL + SLICE and not self._closing:
+                self._reject(431, f"The headers are larger than {MAX_HEADERS:,} bytes.")
+        else:
+            self._fed = 0
+        return len(part)
+
+    def _pass_over(self, read: int) -> int:
+        """Go on as if no other protocol had been offered; tell how much of the part was read.
+
+        Java's client offers HTTP/2 with every first request. The parser takes what follows such a head for that
+        protocol, be it the body: so another parser is told the same head without the offer.
+        """
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._reject(405, "This is no proxy.")
+            return read
+        lines = [b"%s: %s\r\n" % each for each in (*self._headers.items(), *self._framing)]
+        head = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self._url, version, b"".join(lines))
+        self._parser = httptools.HttpRequestParser(self)
+        self._feed(head)
+        return read
 
     def _hold(self) -> None:
-        if len(self._slots) > MAX_PIPELINE and self._transport is not None and not self._paused:
-            self._paused = True
+        busy = self._full or len(self._slots) > MAX_PIPELINE
+        if busy and self._transport is not None and not self._paused:
+            self._paused = self._careful = True
             self._transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Read on, what was put by first, once answers leave again."""
+        if not self._paused or self._parsing or self._full or self._closing:
+            return
+        if len(self._slots) >= MAX_PIPELINE // 2:
+            return
+        self._paused = False
+        self._careful = self._floor.draining
+        if self._backlog:
+            data, self._backlog = self._backlog, b""
+            self._parse(data)
+        transport = self._transport
+        if self._paused or self._closing or transport is None:
+            return
+        if not self._ended:
+            transport.resume_reading()
+        elif not self.eof_received():
+            transport.close()
+
+    def _let_go(self) -> None:
+        """Forget a request that did not come in full."""
+        if self._inside:
+            self._floor.reading -= len(self._body)
+            self._inside = False
+            self._body = bytearray()
 
     def _note(self, slot: Slot, method: str, path: str, size: int, parent: bytes) -> None:
         if not self._client and self._transport is not None:
@@ -523,6 +672,8 @@ class Connection(asyncio.Protocol):
         slot.close = True
         self._slots.append(slot)
         self._closing = True
+        self._backlog = b""
+        self._let_go()
         self.fill(slot, status, encode_error(message))
 
     # httptools calls these.
@@ -530,12 +681,16 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Make room for the next request."""
         self._inside = True
+        self._headed = False
+        self._fed = 0
+        self._sweeps = 0
         self._known = None
         self._chunked = False
         self._body = bytearray()
         self._url = b""
         self._header_bytes = 0
         self._headers = {}
+        self._framing = []
         self._expect = False
 
     def on_url(self, url: bytes) -> None:
@@ -549,6 +704,8 @@ class Connection(asyncio.Protocol):
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > MAX_HEADERS:
             raise _Limit(431, f"The headers are larger than {MAX_HEADERS:,} bytes.")
+        if self._headed:
+            return  # a trailer: what it says comes too late to be acted on
         lower = name.lower()
         if lower == b"content-length" and value.isdigit() and int(value) > MAX_BODY:
             raise _Limit(413, f"The body is larger than {MAX_BODY:,} bytes.")
@@ -556,28 +713,45 @@ class Connection(asyncio.Protocol):
             self._headers[lower] = value
         if lower == b"transfer-encoding":
             self._chunked = True
+        if lower in _FRAMING:
+            self._framing.append((lower, value))
         if lower == b"expect" and value.lower() == b"100-continue":
             self._expect = True
 
     def on_headers_complete(self) -> None:
         """Let a client that asks first go on."""
-        if self._expect and self._transport is not None and not self._slots:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._headed = True
+        if self._parser.should_upgrade():
+            return  # the same head comes again, without the offer
+        if self._expect and self._transport is not None:
+            if self._parser.get_http_version() == "1.0":
+                return  # which knows no such answer
+            if self._slots:
+                self._slots.append(Slot(data=CONTINUE))  # answers to earlier requests go first
+            else:
+                self._transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
         """Collect the body, bounded also where its length was not announced."""
         self._body += body
+        floor = self._floor
+        floor.reading += len(body)
         if len(self._body) > MAX_BODY:
             raise _Limit(413, f"The body is larger than {MAX_BODY:,} bytes.")
+        if floor.reading > MAX_READING:
+            raise _Limit(503, f"Over {MAX_READING:,} bytes of requests are on their way.")
 
     def on_message_complete(self) -> None:
         """Route one request."""
+        if self._parser.should_upgrade():
+            return  # ``_pass_over`` comes next
         began = time.perf_counter()
         self._inside = False
         self._finished += 1
         self._sweeps = 0
+        self._floor.reading -= len(self._body)
         slot = Slot()
-        slot.close = not self._parser.should_keep_alive() or self._floor.draining
+        slot.close = not self._parser.should_keep_alive()
         self._slots.append(slot)
         self.serve(slot, self._parser.get_method(), began)
 
@@ -626,6 +800,14 @@ class Connection(asyncio.Protocol):
 
     def _route(self, slot: Slot, call: Call, seconds: float) -> bool:
         """Let the protocol answer whose path it is; True if the desk is asked."""
+        try:
+            return self._routed(slot, call, seconds)
+        except Exception as error:  # noqa: BLE001
+            # The outermost door of what is answered at once: a request without an answer would hold up those behind it.
+            self.fill(slot, 500, encode_error(f"{type(error).__name__}: {error}"[:500]))
+            return False
+
+    def _routed(self, slot: Slot, call: Call, seconds: float) -> bool:
         for protocol in PROTOCOLS:
             routed = protocol.route(self._floor.desk, call)
             if isinstance(routed, Ask):
@@ -699,7 +881,7 @@ class Connection(asyncio.Protocol):
             if rows:
                 self._floor.sync_later()
             self._accept(slot, len(rows), "")
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             self.fill(
                 slot,
                 422,
@@ -724,7 +906,7 @@ class Connection(asyncio.Protocol):
         if status == 200 and length < SHORT and content is JSON and not (slot.close or slot.head):
             data = _JSON_HEADS[length] + answer
             slots = self._slots
-            if len(slots) == 1 and slots[0] is slot and not self._paused:
+            if len(slots) == 1 and slots[0] is slot and not self._careful:
                 slots.clear()
                 transport = self._transport
                 if transport is not None and not transport.is_closing():
@@ -735,39 +917,59 @@ class Connection(asyncio.Protocol):
             if status != 200:
                 self._floor.desk.meters.failed(status)
             slot.data = _written(slot, status, answer, content)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what is next in order and complete, and close behind the last answer of a worker that drains."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
+        draining = self._floor.draining
+        if draining and self._parsing:
+            return  # only behind it is known which answer is the last
         out: list[bytes] = []
         closing = False
-        while self._slots and self._slots[0].data is not None:
-            first = self._slots.popleft()
-            assert first.data is not None
-            out.append(first.data)
+        slots = self._slots
+        while slots and slots[0].data is not None:
+            first = slots.popleft()
+            data = first.data
+            assert data is not None
             closing = first.close
+            if draining and not (closing or slots or self._inside or self._backlog):
+                data = data.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+                closing = True
+            out.append(data)
             if closing:
-                self._slots.clear()
+                slots.clear()
         if out:
             transport.write(b"".join(out))
         if closing:
             self._closing = True
+            self._backlog = b""
             transport.close()
-        elif self._paused and len(self._slots) < MAX_PIPELINE // 2:
-            self._paused = False
-            transport.resume_reading()
+        else:
+            self._go_on()
 
     def eof_received(self) -> bool:
         """Keep a half-closed connection open while answers are due, and close it behind the last one."""
+        if self._backlog:
+            self._ended = True
+            return True
         if not self._slots:
             return False
         self._closing = True
+        self._let_go()
         self._slots[-1].close = True
         return True
 
-    def drain(self, *, silent: bool) -> None:
-        """Close once nothing is due; where no request ever came, it may be on its way, so only if ``silent``."""
-        due = bool(self._slots) or self._inside or not (self._asked or silent)
-        if not due and self._transport is not None:
+    def drain(self, *, idle: bool, silent: bool) -> None:
+        """Close once nothing is due: if ``idle`` at once, else behind the next answer, which says so.
+
+        Where no request ever came, it may be on its way, so only if ``silent``.
+        """
+        self._careful = True
+        due = bool(self._slots) or self._inside or bool(self._backlog)
+        if not due and (idle if self._asked else silent) and self._transport is not None:
             self._transport.close()
 
 

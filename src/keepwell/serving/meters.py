@@ -55,6 +55,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the log that are written and not on the disk yet."""
     unsynced_seconds: float = 0.0
     """How long the oldest of them has waited, at most."""
+    certificate_expires: float | None = None
+    """Seconds since 1970, where there is TLS."""
 
 
 class Counts(msgspec.Struct, kw_only=True):

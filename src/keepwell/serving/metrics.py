@@ -167,12 +167,23 @@ def _workers(counts: Counts, standing: dict[str, Standing], gone: Gone) -> list[
         connections.add(each.connections, worker=name)
         pending.add(each.pending, worker=name)
         size.add(each.pending_bytes, worker=name)
-    return [up, wanted, deaths, accepted, ready, edition, connections, pending, size]
+    expires = Family(
+        "keepwell_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "When the TLS certificate in force expires; no sample without TLS.",
+    )
+    for name, each in standing.items():
+        if each.certificate_expires is not None:
+            expires.add(each.certificate_expires, worker=name)
+    return [expires, up, wanted, deaths, accepted, ready, edition, connections, pending, size]
 
 
 _LISTENERS = {
     "access_log_lines": "Lines of the access log, dropped ones too.",
     "access_log_dropped": "Lines of the access log that found no room or no disk.",
+    "spans": "Spans made of traced requests, dropped ones too.",
+    "spans_dropped": "Spans that found no room on their way to the collector.",
+    "spans_failed": "Spans that the collector did not take.",
 }
 
 

@@ -28,7 +28,7 @@ _FIELDS: dict[str, Any] = {
     "id": pl.String, "time": pl.Int64, "arrived": pl.Int64, "unit": pl.String, "arms": pl.List(pl.String),
     "arm": pl.String, "propensity": pl.Float64, "mirror": pl.Boolean, "plan": pl.Int64, "version": pl.Int64,
     "artefact": pl.String, "latency": pl.Int64, "status": pl.String, "error": pl.String,
-    "cohort": pl.String, "chosen": pl.String,
+    "cohort": pl.String, "chosen": pl.String, "share": pl.Float64,
 }  # fmt: skip
 _OUTCOME: dict[str, Any] = {
     "id": pl.String,
@@ -208,8 +208,10 @@ def _of(folder: Path, part: Part, segment: str) -> pl.LazyFrame:
 
 def renewed(table: pl.DataFrame) -> pl.DataFrame:
     """Give a table of predictions that an earlier version may have written the columns that came since."""
-    missing = [pl.lit("").alias(name) for name in ("cohort", "chosen") if name not in table.columns]
-    return table.with_columns(missing) if missing else table
+    since = {"cohort": "", "chosen": "", "share": 1.0}
+    return table.with_columns(
+        pl.lit(value).alias(name) for name, value in since.items() if name not in table.columns
+    )
 
 
 def predictions_of(table: pl.DataFrame, endpoint: str) -> list[Prediction]:

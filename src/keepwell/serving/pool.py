@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -19,6 +21,8 @@ from keepwell.serving.terms import TERMS_FILE, Terms
 
 RESPAWN_SECONDS = 0.2
 START_SECONDS = 30.0
+LEAVE_SECONDS = 30.0
+"""A replaced worker that has not ended by then is killed: it waits for nobody's answer any more."""
 
 
 def worker_name(number: int, pid: int) -> str:
@@ -26,41 +30,38 @@ def worker_name(number: int, pid: int) -> str:
     return f"w{number}p{pid}"
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Bind and listen. Raises Unavailable naming what to do when the port is taken."""
-    listening = _bound(host, port)
-    listening.listen(2048)
-    listening.set_inheritable(True)
-    return listening
+class _Worker:
+    """One process, and what it says of itself."""
 
+    def __init__(self, number: int, process: subprocess.Popen[bytes], told: int) -> None:
+        self.name = worker_name(number, process.pid)
+        self.process = process
+        self.began = time.monotonic()
+        self.problem: str | None = None
+        """What it cannot load; empty: it serves; None: it has not said yet."""
+        self._told = told
+        self._said = b""
 
-def reserve(host: str, port: int) -> socket.socket:
-    """Hold a port that workers listen at themselves, side by side. Raises Unavailable, as ``bind`` does.
+    def alive(self) -> bool:
+        """Hear what it says, and tell whether it runs."""
+        # What a process said before it ended still stands in the pipe.
+        with suppress(BlockingIOError):
+            while self._told >= 0 and (said := os.read(self._told, 4096)):
+                self._said += said
+        lines = self._said.split(b"\n")
+        if len(lines) > 1:
+            self.problem = lines[-2].decode()
+            self._said = lines[-1]
+        if self.process.poll() is None:
+            return True
+        self.forget()
+        return False
 
-    The socket never listens, so no connection ends in it; the port stays ours while workers come and go.
-    """
-    # A free port is seen without SO_REUSEPORT: with it, a second gateway would share the first one's port unnoticed.
-    with _bound(host, port) as first:
-        port = int(first.getsockname()[1])
-    return _bound(host, port, shared=True)
-
-
-def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        made.bind((host, port))
-    except OSError as error:
-        made.close()
-        raise Unavailable(
-            f"The address {host}:{port} cannot be bound: {error.strerror}.",
-            todo="Another program holds the port, perhaps another 'keepwell up': end it, or set another port"
-            " under [server] in keepwell.toml (0 takes a free one).",
-        ) from error
-    return made
+    def forget(self) -> None:
+        """Close the pipe."""
+        if self._told >= 0:
+            os.close(self._told)
+            self._told = -1
 
 
 class Pool:
@@ -88,82 +89,158 @@ class Pool:
         self._meters = meters
         self._grpc = grpc
         self._wanted = workers
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._workers: list[_Worker] = []
+        self._coming: list[_Worker] = []
+        """Those that will replace all others once each of them is ready."""
+        self._leaving: list[_Worker] = []
+        """Those that were replaced and finish what they have begun."""
         self._next = 0
         fold(meters, (), wanted=workers)
         self._spawned = 0.0
+        self.swaps = 0
+        """How often all workers were replaced."""
+        self.problem = ""
+        """Why the last replacement did not happen."""
 
     def tend(self) -> int:
-        """Start workers where some are missing, and give the number of those that had died."""
-        dead = [number for number, process in self._processes.items() if process.poll() is not None]
+        """Start workers where some are missing, and give the number of those that had died.
+
+        A replacement that is under way goes on here too.
+        """
+        ended = [worker for worker in self._workers if not worker.alive()]
+        self._workers = [worker for worker in self._workers if worker not in ended]
+        dead = len(ended)
         if dead:
-            names = [worker_name(number, self._processes[number].pid) for number in dead]
-            fold(self._meters, names, wanted=self._wanted, deaths=len(dead))
-        for number in dead:
-            del self._processes[number]
+            self._fold(ended, deaths=dead)
+        self._leave()
+        if self._coming:
+            self._go_on()
         if dead and time.monotonic() - self._spawned < RESPAWN_SECONDS:
             # A worker that dies at once must not turn the parent into a fork bomb.
             time.sleep(RESPAWN_SECONDS)
-        while len(self._processes) < self._wanted:
-            self._spawn()
+        while len(self._workers) < self._wanted:
+            self._workers.append(self._spawn())
         self.runtimes.tend()
-        return len(dead)
+        return dead
 
     def pids(self) -> list[int]:
-        """List the workers' process ids."""
-        return [process.pid for process in self._processes.values()]
+        """List the process ids of the workers that serve and stay."""
+        return [worker.process.pid for worker in self._workers]
 
-    def _spawn(self) -> None:
+    def serving(self) -> int:
+        """Count the workers that have loaded what is to be served and take connections."""
+        return sum(worker.alive() and worker.problem == "" for worker in self._workers)
+
+    def _spawn(self) -> _Worker:
         self._next += 1
         self._spawned = time.monotonic()
+        hears, tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         command = [
             sys.executable, "-m", "keepwell.serving.worker",
             "--socket", str(self._listening.fileno()), "--editions", str(self._editions),
             "--log", str(self._log), "--meters", str(self._meters),
             "--number", str(self._next), "--parent", str(os.getpid()),
-            "--grpc", self._grpc, "--terms", self._terms,
+            "--grpc", self._grpc, "--terms", self._terms, "--told", str(tells),
         ]  # fmt: skip
+        if self.serving():
+            command.append("--beside")
         # One thread each for the numeric libraries: parallelism is the number of workers.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._processes[self._next] = subprocess.Popen(
-            command, pass_fds=[self._listening.fileno()], env=environment
-        )
+        try:
+            process = subprocess.Popen(
+                command, pass_fds=[self._listening.fileno(), tells], env=environment
+            )
+        except BaseException:
+            os.close(hears)
+            raise
+        finally:
+            os.close(tells)
+        return _Worker(self._next, process, hears)
 
-    def swap(self) -> None:
-        """Replace every worker: new ones first, then the old ones drain."""
-        old = dict(self._processes)
-        self._processes = {}
-        self.tend()
-        self._wait_listening()
-        for process in old.values():
-            process.send_signal(signal.SIGTERM)
-        for process in old.values():
-            process.wait(timeout=15)
-        names = [worker_name(number, process.pid) for number, process in old.items()]
-        fold(self._meters, names, wanted=self._wanted)
+    def replace(self) -> None:
+        """Begin to replace every worker; ``tend`` carries it on.
 
-    def _wait_listening(self) -> None:
-        """Wait until every worker listens: at the gRPC port, nobody else holds connections for one that starts."""
-        deadline = time.monotonic() + START_SECONDS
-        waiting = {number: process.pid for number, process in self._processes.items()}
-        while waiting and time.monotonic() < deadline:
-            for number, pid in list(waiting.items()):
-                # A worker shares its counters for the first time once it listens.
-                shared = (self._meters / f"{worker_name(number, pid)}.json").exists()
-                if shared or self._processes[number].poll() is not None:
-                    del waiting[number]
-            self.runtimes.tend()
+        New ones start beside the old ones, which leave only once each new one has loaded what it serves: new code
+        that does not start or does not load changes nothing but ``problem``.
+        """
+        self._abandon()
+        self.problem = ""
+        for _ in range(self._wanted):
+            self._coming.append(self._spawn())
+
+    @property
+    def replacing(self) -> bool:
+        """Tell whether a replacement is under way; old workers may still be finishing behind it."""
+        return bool(self._coming)
+
+    def swap(self, *, seconds: float = START_SECONDS + LEAVE_SECONDS) -> None:
+        """Replace every worker and wait until the old ones have left.
+
+        Raises Unavailable if the new ones do not serve.
+        """
+        self.replace()
+        deadline = time.monotonic() + seconds
+        while (self._coming or self._leaving) and time.monotonic() < deadline:
+            self.tend()
             time.sleep(0.01)
+        if self.problem:
+            raise Unavailable(f"The workers were not replaced: {self.problem}.")
+
+    def _go_on(self) -> None:
+        said = ""
+        for worker in self._coming:
+            if not worker.alive():
+                said = f"a new one ended with status {worker.process.returncode}"
+            elif worker.problem:
+                said = worker.problem
+            elif worker.problem is None and time.monotonic() - worker.began > START_SECONDS:
+                said = f"a new one was not ready within {START_SECONDS:.0f} s"
+        if said:
+            self._abandon()
+            self.problem = said.rstrip(".")
+        elif all(worker.problem == "" for worker in self._coming):
+            for worker in self._workers:
+                worker.process.send_signal(signal.SIGHUP)
+                worker.began = time.monotonic()
+            self._leaving += self._workers
+            self._workers, self._coming = self._coming, []
+            self.swaps += 1
+
+    def _leave(self) -> None:
+        left = [worker for worker in self._leaving if not worker.alive()]
+        self._leaving = [worker for worker in self._leaving if worker not in left]
+        if left:
+            self._fold(left)
+        for worker in self._leaving:
+            if time.monotonic() - worker.began > LEAVE_SECONDS:
+                worker.process.kill()
+
+    def _abandon(self) -> None:
+        """End those that were to replace the others."""
+        ended, self._coming = self._coming, []
+        for worker in ended:
+            if worker.alive():
+                worker.process.kill()
+                worker.process.wait()
+            worker.forget()
+        if ended:
+            self._fold(ended)
+
+    def _fold(self, ended: Sequence[_Worker], *, deaths: int = 0) -> None:
+        names = [worker.name for worker in ended]
+        fold(self._meters, names, wanted=self._wanted, deaths=deaths)
 
     def stop(self) -> None:
         """Let all workers drain and end."""
-        for process in self._processes.values():
-            process.send_signal(signal.SIGTERM)
-        for process in self._processes.values():
+        every = [*self._workers, *self._coming, *self._leaving]
+        for worker in every:
+            worker.process.send_signal(signal.SIGTERM)
+        for worker in every:
             try:
-                process.wait(timeout=10)
+                worker.process.wait(timeout=10)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes = {}
+                worker.process.kill()
+                worker.process.wait()
+            worker.forget()
+        self._workers, self._coming, self._leaving = [], [], []
         self.runtimes.stop()

@@ -35,9 +35,14 @@ class StopSignal:
 
     def wait(self, seconds: float) -> bool:
         """Wait until it is told, at most ``seconds``; say whether it was."""
-        if not self._told:
-            select.select([self._read], [], [], seconds)
+        if not self._told and select.select([self._read], [], [], seconds)[0] and not self._told:
+            os.read(self._read, 4096)  # it was only woken
         return self._told
+
+    def wake(self, *_: object) -> None:
+        """End the wait that is under way, and nothing else; may be a signal handler."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b".")
 
     def listen(self) -> dict[signal.Signals, Any]:
         """End on SIGTERM and SIGINT; give the handlers that stood before. Main thread only."""

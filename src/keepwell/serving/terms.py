@@ -26,3 +26,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Files of the certificate and its key; empty: no TLS."""
     access_log: str = ""
     """File for a line a request, ``-`` for standard output; empty: none."""
+    traces_endpoint: str = ""
+    """Where spans go (OTLP over HTTP); empty: none are made."""
+    traces_share: float = 0.0
+    """Share of the requests without a ``traceparent`` that are traced."""

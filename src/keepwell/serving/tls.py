@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 from keepwell.core.errors import InvalidInput, KeepwellError, Unavailable
@@ -18,16 +19,18 @@ _REASONS = {
 }
 
 
-def read_context(certificate: Path, key: Path) -> ssl.SSLContext:
+def read_context(certificate: Path, key: Path) -> tuple[ssl.SSLContext, float]:
     """Read a certificate (with its chain behind it) and its key, both PEM, and see that a client takes them.
+
+    Gives the server's context, and when the certificate expires, seconds since 1970.
 
     TLS 1.2 is the least. Raises Unavailable for files that cannot be read, InvalidInput for what is in them.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     load(context, certificate, key)
-    _greet(context, certificate)
-    return context
+    shown = _greet(context, certificate)
+    return context, ssl.cert_time_to_seconds(str(shown["notAfter"]))
 
 
 def load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
@@ -58,7 +61,9 @@ def trust(certificate: Path) -> ssl.SSLContext:
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         first, end, _ = certificate.read_text("ascii").partition("-----END CERTIFICATE-----")
-        context.load_verify_locations(cadata=first[first.find("-----BEGIN") :] + end)
+        context.load_verify_locations(
+            cadata=first[first.find("-----BEGIN CERTIFICATE-----") :] + end
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise Unavailable(
             f"The gateway's TLS certificate cannot be read: {error}.",
@@ -76,7 +81,7 @@ class Tls:
     def __init__(self, certificate: Path, key: Path) -> None:
         self._paths = (certificate, key)
         self._stamps = self._look()
-        self.context = read_context(certificate, key)
+        self.context, self.expires = read_context(certificate, key)
         self.content = self._content()
         self.problem = ""
 
@@ -88,9 +93,9 @@ class Tls:
         self._stamps = stamps
         try:
             # The one that serves is touched last: a wrong pair, or half of a new one, never gets into it.
-            read_context(*self._paths)
+            _, expires = read_context(*self._paths)
             load(self.context, *self._paths)
-            self.content = self._content()
+            self.content, self.expires = self._content(), expires
         except (KeepwellError, OSError) as error:
             self.problem = str(error)
             return False
@@ -121,8 +126,8 @@ def _no_password() -> str:
     )
 
 
-def _greet(context: ssl.SSLContext, certificate: Path) -> None:
-    """Let a client that trusts the certificate shake hands with the server, in memory."""
+def _greet(context: ssl.SSLContext, certificate: Path) -> Mapping[str, object]:
+    """Let a client that trusts the certificate shake hands with the server, in memory; give what it was shown."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = trust(certificate).wrap_bio(to_client, to_server)
     server = context.wrap_bio(to_server, to_client, server_side=True)
@@ -133,6 +138,7 @@ def _greet(context: ssl.SSLContext, certificate: Path) -> None:
             continue
         except ssl.SSLError as error:
             raise _wrong(error, str(certificate)) from error
+    return client.getpeercert() or {}
 
 
 def _wrong(error: Exception, where: str) -> InvalidInput:

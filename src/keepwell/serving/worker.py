@@ -10,6 +10,8 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,11 @@ LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 5.0
 AGAIN_SECONDS = 5.0
 """An edition that could not be loaded is tried again so often: a runtime, or a disk, may have recovered."""
+FOLLOWED_SECONDS = 25.0
+"""The same where others follow: nobody waits for the end of this one."""
+IDLE_SECONDS = 2.0
+"""So long a worker that others replace waits for the next request of a connection, whose answer says that it is
+the last one. To close at once would meet requests that are on their way."""
 SILENT_SECONDS = 0.5
 """So long a worker that drains waits for the first request of a connection."""
 
@@ -50,8 +57,14 @@ async def serve(
     number: int,
     grpc: str = "",
     terms: Terms,
+    told: int = -1,
+    beside: bool = False,
 ) -> None:
-    """Serve until SIGTERM, then let what is under way finish."""
+    """Serve until SIGTERM, or until SIGHUP if others follow, then let what is under way finish.
+
+    ``told`` is a descriptor to which a line is written each time that something was loaded: empty, or what is wrong.
+    ``beside``: others serve, so connections are left to them until something is loaded here.
+    """
     loop = asyncio.get_running_loop()
     name = worker_name(number, os.getpid())
     writer = SegmentWriter(log, name=f"{time.time_ns() // 1000:017d}-{name}")
@@ -68,28 +81,40 @@ async def serve(
     floor.look_at_tokens()
     if terms.tls_certificate:
         floor.tls = Tls(Path(terms.tls_certificate), Path(terms.tls_key))
-    if terms.access_log:
-        floor.listen(AccessLog(terms.access_log, loop))
+    listen(floor, terms, worker=name)
     desk.meters.standing = partial(standing_of, floor, writer)
     stop = asyncio.Event()
+    followed = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
-    await refresh(floor, loader, shelf)
+    loop.add_signal_handler(signal.SIGHUP, partial(_set, followed, stop))
+    loaded = await refresh(floor, loader, shelf)
+    tried = shelf.generation()
+    while beside and not loaded and not stop.is_set():
+        _tell(told, desk.problem)
+        while shelf.generation() == tried and not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+        tried = shelf.generation()
+        loaded = await refresh(floor, loader, shelf)
     # First, so that a worker that says it is ready is ready by either protocol.
     calls = await _listen_grpc(floor, grpc) if grpc else None
     server = await loop.create_server(
         lambda: Connection(floor), sock=listening, **_secured(floor.tls)
     )
-    await follow(floor, loader, shelf, stop)
+    _tell(told, desk.problem)
+    await follow(floor, loader, shelf, stop, told=partial(_tell, told))
     floor.drain()
     links.stop()
     server.close()
     ending = asyncio.ensure_future(calls.stop(DRAIN_SECONDS)) if calls is not None else None
     began = loop.time()
-    while floor.connections and loop.time() < began + DRAIN_SECONDS:
+    longest = FOLLOWED_SECONDS if followed.is_set() else DRAIN_SECONDS
+    while floor.connections and loop.time() < began + longest:
         silent = loop.time() > began + SILENT_SECONDS
+        idle = not followed.is_set() or loop.time() > began + IDLE_SECONDS
         for connection in list(floor.connections):
-            connection.drain(silent=silent)
+            connection.drain(idle=idle, silent=silent)
         await asyncio.sleep(0.01)
     if ending is not None:
         await ending
@@ -100,7 +125,24 @@ async def serve(
     writer.close()
 
 
-async def follow(floor: Floor, loader: Loader, shelf: Shelf, stop: asyncio.Event) -> None:
+def listen(floor: Floor, terms: Terms, *, worker: str) -> None:
+    """Let those listen to the requests whom the terms name."""
+    if terms.access_log:
+        floor.listen(AccessLog(terms.access_log, floor.loop))
+    if terms.traces_endpoint:
+        # By its name, because it needs an extra that most gateways do without.
+        traces = importlib.import_module("keepwell.serving.traces")
+        floor.listen(traces.Traces(terms.traces_endpoint, share=terms.traces_share, worker=worker))
+
+
+async def follow(
+    floor: Floor,
+    loader: Loader,
+    shelf: Shelf,
+    stop: asyncio.Event,
+    *,
+    told: Callable[[str], None] | None = None,
+) -> None:
     """Serve each new edition, share the counters and look at tokens and certificates, until told to stop."""
     loop, desk = floor.loop, floor.desk
     shared = 0.0
@@ -110,6 +152,8 @@ async def follow(floor: Floor, loader: Loader, shelf: Shelf, stop: asyncio.Event
         if generation not in {desk.edition, failed} or (failed >= 0 and loop.time() > again):
             failed = -1 if await refresh(floor, loader, shelf) else generation
             again = loop.time() + AGAIN_SECONDS
+            if told is not None:
+                told(desk.problem)
         if loop.time() - shared > 0.5:
             desk.meters.share()
             floor.look_at_tokens()
@@ -120,6 +164,18 @@ async def follow(floor: Floor, loader: Loader, shelf: Shelf, stop: asyncio.Event
             await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
         except TimeoutError:
             continue
+
+
+def _set(*events: asyncio.Event) -> None:
+    for event in events:
+        event.set()
+
+
+def _tell(told: int, problem: str) -> None:
+    if told >= 0:
+        # A parent that reads no more has all that it wanted to know.
+        with suppress(OSError):
+            os.write(told, " ".join(problem.split())[:1000].encode() + b"\n")
 
 
 def _secured(tls: Tls | None) -> dict[str, Any]:
@@ -156,6 +212,7 @@ def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:
         pending_bytes=floor.size,
         unsynced=unsynced,
         unsynced_seconds=time.monotonic() - writer.behind_since if unsynced else 0.0,
+        certificate_expires=floor.tls.expires if floor.tls is not None else None,
     )
 
 
@@ -196,6 +253,8 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--grpc", default="")
     parser.add_argument("--terms", default="{}")
+    parser.add_argument("--told", type=int, default=-1)
+    parser.add_argument("--beside", action="store_true")
     given = parser.parse_args()
     # A tick makes thousands of short-lived tuples, none of them in a cycle.
     gc.set_threshold(50_000, 20, 100)
@@ -209,6 +268,8 @@ def main() -> None:
             number=given.number,
             grpc=given.grpc,
             terms=msgspec.json.decode(given.terms, type=Terms),
+            told=given.told,
+            beside=given.beside,
         )
     )
 

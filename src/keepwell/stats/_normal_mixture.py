@@ -32,3 +32,20 @@ def factor(n: int, alpha: float, c: float, side: Side) -> float:
     y = math.sqrt((n + c) / c)
     limit = y / alpha if side == "both" else y / (2 * alpha) + 0.5
     return 2 / n * math.log(limit)
+
+
+def log_evidence(n: int, share: float, c: float, *, side: Side, away: float) -> float:
+    """Log of the martingale itself; `share` = S^2 / V, at most n, `away` the sign of the deviation.
+
+    One-sided it is the lower bound 2 M - 1/y of the half-normal mixture that `factor` uses, and
+    nothing (-inf) where the deviation is to the other side: less than the truth, so still valid.
+    """
+    log_y = math.log((n + c) / c) / 2
+    found = -n / 2 * math.log1p(-share / (n + c)) - log_y
+    if side == "both":
+        return found
+    if away <= 0 if side == "lower" else away >= 0:
+        return -math.inf
+    # log(2 e^found - e^-log_y)
+    inside = -math.expm1(-log_y - math.log(2) - found)
+    return math.log(2) + found + math.log(inside) if inside > 0 else -math.inf

@@ -11,7 +11,7 @@ from typing import Self
 import numpy.typing as npt
 
 from keepwell.stats import _arrays
-from keepwell.stats._normal_mixture import Side, factor, precision
+from keepwell.stats._normal_mixture import Side, factor, log_evidence, precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +141,18 @@ class ConfidenceSequence:
     def excludes(self, value: float) -> bool:
         """Whether `value` lies outside the bounds now."""
         return not self.lower <= value <= self.upper
+
+    def log_evidence(self, mean: float = 0.0) -> float:
+        """Log evidence against this true mean now, in nats, as `multiplicity` adds it up.
+
+        The bounds exclude the mean when it reaches -log(alpha). 0 before the first look.
+        """
+        if self.count < self.first_look or self.squares <= 0:
+            return 0.0
+        n, away = self.count, self.mean - mean
+        c = precision(self.alpha, self.tuned_for, self.side)
+        share = n**2 * away**2 / (self.squares + n * away**2)
+        return log_evidence(n, share, c, side=self.side, away=away)
 
 
 @dataclass(frozen=True, kw_only=True)

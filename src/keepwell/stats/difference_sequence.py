@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keepwell.stats import _arrays
-from keepwell.stats._normal_mixture import Side, factor, precision
+from keepwell.stats._normal_mixture import Side, factor, log_evidence, precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +174,20 @@ class DifferenceSequence:
     def excludes(self, value: float) -> bool:
         """Whether `value` lies outside the bounds now."""
         return not self.lower <= value <= self.upper
+
+    def log_evidence(self, difference: float = 0.0) -> float:
+        """Log evidence against this true difference now, in nats, as `multiplicity` adds it up.
+
+        The bounds exclude the difference when it reaches -log(alpha). 0 before the first look.
+        """
+        error = self.standard_error
+        if min(self.treatment.count, self.control.count) < self.first_look or not error > 0:
+            return 0.0
+        n = self.treatment.count + self.control.count
+        away = self.estimate - difference
+        c = precision(self.alpha, self.tuned_for, self.side)
+        share = n * away**2 / (n * error**2 + away**2)
+        return log_evidence(n, share, c, side=self.side, away=away)
 
 
 def _left(arm: ArmSums, theta: float) -> float:

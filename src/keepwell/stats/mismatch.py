@@ -175,4 +175,4 @@ def _runs(segments: int) -> tuple[list[list[int]], list[float]]:
         for stop in range(start + 1, segments + 1)
         if stop - start < segments
     ]
-    return runs, [math.log(len(runs))] * len(runs)
+    return runs, [math.log(len(runs) or 1)] * len(runs)

@@ -82,9 +82,6 @@ def thompson_gaussian(
     [0.024, 0.976]
     """
     mean, scale = _normal(counts, means, squares)
-    if not scale.all():
-        best = mean == mean.max()
-        return with_floor(best / best.sum(), floor)
 
     def density(z: _arrays.FloatArray) -> _arrays.FloatArray:
         t = (z - mean[:, None]) / scale[:, None]
@@ -184,14 +181,12 @@ def _normal(
     spread = around / np.maximum(total - 1, 1)
     noise = np.where(total > arms, within / np.maximum(total - arms, 1), spread)
     noise = np.where(noise > 0, noise, spread)
-    # One reward's worth of prior at the mean of all, with the variance of all.
-    tight, prior = (
-        np.where(noise > 0, 1 / np.where(noise > 0, noise, 1), 1.0),
-        np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 1.0),
-    )
-    precision = n * tight + prior
-    mean = (n * m * tight + overall * prior) / precision
-    scale = np.where(spread > 0, 1 / np.sqrt(precision), (total < 2) * 1.0)
+    # One reward's worth of prior at the mean of all, with the variance of all; both times the noise.
+    known = spread > 0
+    worth = np.divide(noise, spread, out=np.ones_like(spread), where=known)
+    mean = (n * m + overall * worth) / (n + worth)
+    # While all rewards are equal nothing tells the arms apart: equal draws of any width.
+    scale = np.where(known, np.sqrt(noise / (n + worth)), 1.0)
     return mean, scale
 
 

@@ -188,9 +188,7 @@ class Control:
         limit = LIMIT
         for name, given in request.query_params.items():
             if name == "limit":
-                if not given.isdigit():
-                    raise InvalidInput(f"limit={given!r} is not a number.")
-                limit = min(int(given), LIMIT)
+                limit = min(_number(name, given), LIMIT)
             else:
                 where[name] = _value_of(kind, name, given)
         return self._state.store.find(kind, where, limit=limit)
@@ -210,10 +208,8 @@ class Control:
         """List audit entries after a sequence number, or prove the chain."""
         if request.query_params.get("verify"):
             return {"problems": audit_problems(self._state.store)}
-        after = request.query_params.get("after", "0")
-        if not after.isdigit():
-            raise InvalidInput(f"after={after!r} is not a number.")
-        return list(self._state.store.audit(after=int(after), limit=LIMIT))
+        after = _number("after", request.query_params.get("after", "0"))
+        return list(self._state.store.audit(after=after, limit=LIMIT))
 
 
 def routes(state: State) -> list[Route]:
@@ -224,22 +220,29 @@ def routes(state: State) -> list[Route]:
         Route("/api/v1/audit", _reading(control.audit)),
         Route("/openapi.json", _reading(lambda _: openapi())),
     ]
-    for name, kind in COLLECTIONS.items():
-        found.append(
-            Route(
-                f"/api/v1/{name}",
-                _reading(partial(control.listing, kind)),
-            )
-        )
-    for name, (body, _) in VERBS.items():
-        found.append(
-            Route(
-                f"/api/v1/{name}",
-                _writing(getattr(control, name.rstrip("s")), body),
-                methods=["POST"],
-            )
-        )
+    for name in dict.fromkeys((*COLLECTIONS, *VERBS)):
+        read = write = None
+        if name in COLLECTIONS:
+            read = _reading(partial(control.listing, COLLECTIONS[name]))
+        if name in VERBS:
+            write = _writing(getattr(control, name.rstrip("s")), VERBS[name][0])
+        methods = [method for method, by in (("GET", read), ("POST", write)) if by]
+        found.append(Route(f"/api/v1/{name}", _by_method(read, write), methods=methods))
     return found
+
+
+def _by_method(
+    read: Callable[[Request], Any] | None, write: Callable[[Request], Any] | None
+) -> Callable[[Request], Any]:
+    """Put both behind one route: two would each know of its own method only, and say so in ``Allow``."""
+
+    async def answer(request: Request) -> Response:
+        by = write if request.method == "POST" else read
+        assert by is not None
+        answered: Response = await by(request)
+        return answered
+
+    return answer
 
 
 VERBS: Mapping[str, tuple[type[msgspec.Struct], type[Record]]] = {
@@ -290,16 +293,25 @@ def openapi() -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/api/v1/status": {"get": _operation("The state of every endpoint", {"type": "object"})},
         "/api/v1/audit": {
-            "get": _operation("Audit entries after a sequence number", {"type": "array"})
+            "get": _operation(
+                "Audit entries after a sequence number, or what is wrong with the chain",
+                {"type": ["array", "object"]},
+                query={"after": _NUMBER, "verify": {"type": "string"}},
+            )
         },
     }
     for name, kind in COLLECTIONS.items():
         items = {"type": "array", "items": {"$ref": f"#/components/schemas/{kind.__name__}"}}
-        paths[f"/api/v1/{name}"] = {"get": _operation(f"List {name}, filtered by columns", items)}
+        # A filter is read by its column's type; what no value of it can be is answered 422.
+        columns = {field.name: {"type": "string"} for field in msgspec.structs.fields(kind)}
+        paths[f"/api/v1/{name}"] = {
+            "get": _operation(
+                f"List {name}, filtered by columns", items, query={**columns, "limit": _NUMBER}
+            )
+        }
     for name, (body, result) in VERBS.items():
-        operation = _operation(
-            str(body.__doc__), {"$ref": f"#/components/schemas/{result.__name__}"}, status="201"
-        )
+        answer = {"$ref": f"#/components/schemas/{result.__name__}"}
+        operation = _operation(str(body.__doc__), answer, status="201")
         operation["requestBody"] = {
             "required": True,
             "content": {
@@ -311,18 +323,54 @@ def openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Keepwell control API", "version": __version__},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": {**components, "Error": _ERROR}},
     }
 
 
-def _operation(summary: str, schema: dict[str, Any], *, status: str = "200") -> dict[str, Any]:
-    return {
+_NUMBER = {"type": "integer", "minimum": 0}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "what", "where", "todo"],
+            "properties": {name: {"type": "string"} for name in ("code", "what", "where", "todo")},
+        }
+    },
+}
+
+
+def _operation(
+    summary: str,
+    schema: dict[str, Any],
+    *,
+    status: str = "200",
+    query: Mapping[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    operation: dict[str, Any] = {
         "summary": summary,
         "responses": {
             status: {"description": "Done", "content": {"application/json": {"schema": schema}}},
-            "default": {"description": "An error with code, what, where and todo"},
+            "default": {
+                "description": "An error with code, what, where and todo",
+                "content": error,
+            },
         },
     }
+    if query:
+        operation["parameters"] = [
+            {"name": name, "in": "query", "schema": kind} for name, kind in query.items()
+        ]
+    return operation
+
+
+def _number(name: str, given: str) -> int:
+    """Read a whole number that is not negative. Raises InvalidInput."""
+    if not (given.isascii() and given.isdigit() and len(given) < 20):
+        raise InvalidInput(f"{name}={given[:80]!r} is not a number from 0 on.")
+    return int(given)
 
 
 def _value_of(kind: type[Record], name: str, given: str) -> Any:

@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("rollback", "give an endpoint's traffic back to the version before"),
     ("users", "list who may do what, and their tokens"),
     ("token", "make and revoke the tokens by which users prove who they are"),
+    ("reload", "let the gateway run new code: replace its workers without losing a request"),
     ("status", "what runs, what serves, how healthy it is"),
     ("evidence", "list, show and verify signed evidence; make a new key where the old one is lost"),
     ("audit", "list and verify the audit trail"),
@@ -96,6 +97,7 @@ _EXAMPLES = {
     "          keepwell approve flight-delay/1 --as ben --renewals --reason 'newer data, same code'",
     "activate": "example: keepwell activate flight-delay/1",
     "rollback": "example: keepwell rollback flight-delay --reason 'support reports wrong offers'",
+    "reload": "example: keepwell reload",
     "evidence": "examples: keepwell evidence list; keepwell evidence show DIGEST\n"
     "          keepwell evidence verify; keepwell evidence new-key --as NAME",
     "rollout": "examples: keepwell rollout\n"
@@ -282,6 +284,16 @@ def _completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
 
 
+def _reload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for the new workers (default: 60)",
+    )
+
+
 def _nothing(parser: argparse.ArgumentParser) -> None:
     del parser
 
@@ -305,7 +317,7 @@ def _audit(parser: argparse.ArgumentParser) -> None:
 _ARGUMENTS = {
     "init": _init, "up": _up, "demo": _demo, "train": _train, "release": _release, "approve": _approve,
     "activate": _activate, "rollout": _rollout, "rollback": _rollback, "status": _nothing,
-    "evidence": _evidence, "audit": _audit, "doctor": _nothing, "users": _nothing, "token": _token,
+    "reload": _reload, "evidence": _evidence, "audit": _audit, "doctor": _nothing, "users": _nothing, "token": _token,
     "completion": _completion,
 }  # fmt: skip
 

@@ -47,6 +47,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The plan's cohort that placed it; empty: buckets or a policy did. What chance decides leaves cohorts out."""
     chosen: str = ""
     """Arm that was assigned and failed, where another one answered in its place; else empty."""
+    share: float = 1.0
+    """Probability with which it was written down: it stands for 1 / share decisions."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -20,6 +20,7 @@ class Endpoint(Record, frozen=True, kw_only=True):
 
     TABLE = "endpoints"
     KEY = ("name",)
+    ADDED: ClassVar = ("log_share",)
 
     name: str
     model: str
@@ -28,6 +29,8 @@ class Endpoint(Record, frozen=True, kw_only=True):
     time: str = ""
     """The request field with the decision's event time; empty: the time of arrival."""
     log: LogLevel = "sync"
+    log_share: float = 1.0
+    """With the log level ``sampled``: the share of decisions that are written down."""
     label_delay: Time
     created: Time
     revision: int = 1

@@ -14,7 +14,7 @@ import msgspec
 
 from keepwell.core.errors import InvalidInput, KeepwellError
 from keepwell.serving.batches import Answers
-from keepwell.serving.codec import Decoded, encode
+from keepwell.serving.codec import NOT_JSON, Decoded, encode
 from keepwell.serving.desk import Ask, Desk, Serving
 from keepwell.serving.protocols import JSON, Call, Reply, repository, tensors
 from keepwell.serving.protocols.tensors import Tensor
@@ -211,7 +211,7 @@ def _from_json(one: _Input) -> Tensor:
             values = [value for row in rows for value in row]
         else:
             values = flat.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (*NOT_JSON, RecursionError) as error:
         raise InvalidInput(
             f"The data of the input {one.name!r} is not {one.datatype}: {str(error) or 'nested too deeply'}."
             if raw
@@ -226,7 +226,7 @@ def read(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"{error}.") from None
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise InvalidInput(f"The body is not JSON: {error}.") from None
     except RecursionError:
         raise InvalidInput("The body is nested too deeply.") from None

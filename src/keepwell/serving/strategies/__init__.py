@@ -14,5 +14,7 @@ STRATEGIES = Catalog(
         "shadow": "keepwell.serving.strategies.shadow:Shadow",
         "champion-challenger": "keepwell.serving.strategies.champion_challenger:ChampionChallenger",
         "ab": "keepwell.serving.strategies.ab:AB",
+        "multivariate": "keepwell.serving.strategies.multivariate:Multivariate",
+        "bandit": "keepwell.serving.strategies.bandit:Bandit",
     },
 )

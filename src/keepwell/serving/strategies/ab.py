@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from keepwell.core.clock import Time
+from keepwell.core.clock import DAY, Time, iso
+from keepwell.core.records.traffic import BUCKETS, Arm
 from keepwell.core.settings import Limit, Share
 from keepwell.serving.evidence import UnitValues, errors_by_plan, values_by_unit
 from keepwell.serving.observations import Observations
@@ -22,11 +23,10 @@ from keepwell.serving.strategy import (
     returned,
     split,
 )
-from keepwell.stats.confidence_sequence import ConfidenceSequence
+from keepwell.stats.difference_sequence import DifferenceSequence
+from keepwell.stats.mismatch import mismatch_cause
 from keepwell.stats.rate_comparison import RateComparison
 from keepwell.stats.sample_ratio import SampleRatioTest
-
-DAY_US = 86_400_000_000
 
 
 class ABRules(Rules, frozen=True, kw_only=True):
@@ -47,9 +47,9 @@ class ABRules(Rules, frozen=True, kw_only=True):
 class AB:
     """Promotes the best challenger once its gain per unit is above the champion's with an anytime-valid bound.
 
-    Each arm has a confidence sequence for its mean (``keepwell.stats.confidence_sequence``), at half of ``alpha`` a
-    side and parted among the challengers, so that the difference may be looked at after every unit. Two guards have
-    an alpha of their own: units that are not parted as the plan says end the test (nothing in it could be believed),
+    The bound is a confidence sequence for the difference of the arms' means (``keepwell.stats.difference_sequence``),
+    so it may be looked at after every unit; challengers part ``alpha`` among them. Two guards have an alpha of their
+    own: units that are not parted as the plan says end the test (nothing in it could be believed),
     and more errors than the champion roll it back. Weak where units interfere with one another.
     Implements ``keepwell.serving.strategy.Strategy``.
     """
@@ -81,14 +81,7 @@ class AB:
         names = (CHAMPION, *(arm.name for arm in state.challengers))
         shares = dict.fromkeys(names[1:], rules.share / len(state.challengers))
         arms = split(state, shares)
-        units = values_by_unit(
-            seen,
-            names,
-            gain=state.gain,
-            label_delay=state.label_delay,
-            attribution=round(rules.attribution_days * DAY_US),
-            default=state.default,
-        )
+        units = units_of(state, seen)
         measured: dict[str, Any] = {
             "units": units.assigned,
             "judged": {name: len(values) for name, values in units.values.items()},
@@ -108,13 +101,14 @@ class AB:
                 said = f"{arm.name} makes more errors than the champion ({told})"
                 return returned(state, "roll back", said, measured)
         ratio = SampleRatioTest(
-            shares=tuple(arm.weight / 10_000 for arm in arms), alpha=rules.ratio_alpha
+            shares=tuple(arm.weight / BUCKETS for arm in arms), alpha=rules.ratio_alpha
         )
         ratio = ratio.update([units.assigned[name] for name in names])
         measured["sample_ratio_p"] = ratio.p_value
         if ratio.mismatched:
             told = ", ".join(f"{name} {units.assigned[name]:,}" for name in names)
-            said = f"units are not parted as the plan says ({told}): the assignment or the log is broken"
+            cause = _cause(seen, names, arms)
+            said = f"units are not parted as the plan says ({told}): {cause}"
             return returned(state, "refuse", said, measured)
         judged = {arm.name: self._judged(state, units, arm.name) for arm in state.challengers}
         measured["gain"] = {name: facts for name, (_, facts) in judged.items()}
@@ -151,17 +145,44 @@ class AB:
     @staticmethod
     def _judged(state: State, units: UnitValues, name: str) -> tuple[str, dict[str, Any]]:
         rules: ABRules = state.rules
-        alpha = rules.alpha / len(state.challengers) / 2
-        means = []
-        for arm in (CHAMPION, name):
-            values = units.values[arm]
-            sequence = ConfidenceSequence(alpha=alpha, tuned_for=max(rules.tuned_for, 2.0))
-            means.append(sequence.update(values) if len(values) else sequence)
-        theirs, ours = means
-        low, high = ours.lower - theirs.upper, ours.upper - theirs.lower
-        mean = ours.mean - theirs.mean
+        sequence = DifferenceSequence(
+            alpha=rules.alpha / len(state.challengers), tuned_for=max(2 * rules.tuned_for, 2.0)
+        ).update(treatment=units.values[name], control=units.values[CHAMPION])
+        mean, low, high = sequence.estimate, sequence.lower, sequence.upper
         said = (
             f"{name}: gain per unit {mean:+.4g} ({low:.4g} to {high:.4g}, valid at any time)"
-            f" of {ours.count:,} units against {theirs.count:,}"
+            f" of {sequence.treatment.count:,} units against {sequence.control.count:,}"
         )
         return said, {"mean": mean, "low": finite(low), "high": finite(high)}
+
+
+def _cause(seen: Observations, names: tuple[str, ...], arms: tuple[Arm, ...]) -> str:
+    """Say which days or plans carry the mismatch, or that it is everywhere."""
+    drawn = seen.pick(~seen.mirror & ~seen.placed)
+    _, first = np.unique(drawn.unit, return_index=True)
+    counts: dict[str, dict[str, list[int]]] = {"the day": {}, "the plan": {}}
+    for dimension, segments in (("the day", drawn.time // DAY), ("the plan", drawn.plan)):
+        for segment in np.unique(segments[first]).tolist():
+            inside = drawn.arm[first][segments[first] == segment]
+            label = iso(segment * DAY)[:10] if dimension == "the day" else str(segment)
+            counts[dimension][label] = [int((inside == drawn.place(name)).sum()) for name in names]
+    found = mismatch_cause(
+        counts,
+        shares=[arm.weight / BUCKETS for arm in arms],
+        ordered=("the day", "the plan"),
+        arms=names,
+    )
+    return found.sentence
+
+
+def units_of(state: State, seen: Observations) -> UnitValues:
+    """Sum up what the units of all arms were worth."""
+    rules: ABRules = state.rules
+    return values_by_unit(
+        seen,
+        (CHAMPION, *(arm.name for arm in state.challengers)),
+        gain=state.gain,
+        label_delay=state.label_delay,
+        attribution=round(rules.attribution_days * DAY),
+        default=state.default,
+    )
