@@ -20,15 +20,15 @@ from statistics import median
 import msgspec
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)
 
 from tests.serving.gateways import Gateway, arm, endpoint, linear, native, process  # noqa: E402
 from tests.serving.models import Doubling, Saved, SpinningSaved  # noqa: E402
 from tests.serving.test_asgi import uvicorn  # noqa: E402
 
+from benchmarks.serving import memory_mb, processor_seconds, tree  # noqa: E402 - found by the path above
 from keepwell.serving.terms import Terms  # noqa: E402
-from serving import memory_mb, processor_seconds, tree  # noqa: E402 - found by the path above
 
 ROW = {"x": 1.0, "flag": True, "dep delay": None}
 LUA = """
