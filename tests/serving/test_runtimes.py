@@ -224,7 +224,11 @@ def test_what_a_runtime_cannot_take_is_refused_at_once_or_answered_by_the_fallba
     body = msgspec.json.encode({"rows": [row(-6.0)]})  # 0.2 s, and at most one second may be ahead
     for name, statuses in (("e", {200, 503}), ("safe", {200})):
         ready(gateway, name)
-        gateway.raw(request(body, path=f"/v1/endpoints/{name}/predict"), timeout=0.5)
+        for _ in range(8):  # so that both workers know what a batch takes
+            asked = request(
+                body, path=f"/v1/endpoints/{name}/predict", extra="connection: close\r\n"
+            )
+            assert gateway.raw(asked).startswith(b"HTTP/1.1 200")
         path = f"/v1/endpoints/{name}/predict"
         began = time.monotonic()
         with ExitStack() as stack:

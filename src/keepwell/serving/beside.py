@@ -98,7 +98,7 @@ class Lane:
         self._busy = False
 
     def _next(self, serving: Serving) -> list[Each]:
-        """Take as many as one call may compute, by the pace learned: a quarter of its time-out.
+        """Take as many as one call may compute, by the pace learned: a quarter of its time-out, and at first one.
 
         The rest of it is for what other workers ask of the same runtime, and for a pace that was learned wrongly.
         """
@@ -109,7 +109,7 @@ class Lane:
         for place, (ask, _, _) in enumerate(self._waiting):
             rows += len(ask.rows or ())
             expected += pace.slope * (ask.size or len(ask.body))
-            if place and (rows > MAX_ROWS or expected > allowed):
+            if place and (rows > MAX_ROWS or expected > allowed or not pace.ticks):
                 work, self._waiting = self._waiting[:place], self._waiting[place:]
                 return work
         work, self._waiting = self._waiting, []
