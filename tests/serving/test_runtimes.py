@@ -45,6 +45,9 @@ def gateway(tmp_path_factory) -> Iterator[Gateway]:
         made.publish(
             endpoint("e", arms=[arm(1, unruly)]),
             endpoint("safe", arms=[arm(2, plain, 0), arm(1, unruly)], fallback=FALLBACK),
+            # Their lanes learn from slow requests alone.
+            endpoint("over", arms=[arm(1, unruly)]),
+            endpoint("over-safe", arms=[arm(2, plain, 0), arm(1, unruly)], fallback=FALLBACK),
             endpoint("halves", arms=halves, fallback=FALLBACK),
             endpoint("plain", arms=[arm(2, plain)], mirrors=(arm(1, unruly, 0),)),
             endpoint("pid", arms=[arm(3, process(shelf, Counted()))]),
@@ -222,7 +225,7 @@ def test_a_process_that_is_killed_again_and_again_costs_no_request_where_there_i
 
 def test_what_a_runtime_cannot_take_is_refused_at_once_or_answered_by_the_fallback(gateway):
     body = msgspec.json.encode({"rows": [row(-6.0)]})  # 0.2 s, and at most one second may be ahead
-    for name, statuses in (("e", {200, 503}), ("safe", {200})):
+    for name, statuses in (("over", {200, 503}), ("over-safe", {200})):
         ready(gateway, name)
         for _ in range(8):  # so that both workers know what a batch takes
             asked = request(
@@ -243,7 +246,7 @@ def test_what_a_runtime_cannot_take_is_refused_at_once_or_answered_by_the_fallba
                 time.sleep(0.002)
             said = [caller.recv(65536) for caller in callers]
         assert {int(one.split()[1]) for one in said} == statuses
-        if name == "e":
+        if name == "over":
             refused = next(one for one in said if b"is ahead" in one)
             assert b"retry-after: " in refused
             assert b"s of work is ahead" in refused
@@ -252,7 +255,9 @@ def test_what_a_runtime_cannot_take_is_refused_at_once_or_answered_by_the_fallba
             assert {b"v1", b"v2"} == set(arms)
         assert time.monotonic() - began < 3
     kept = [
-        p.error for p in gateway.records()[0] if p.endpoint == "safe" and p.status == "fallback"
+        p.error
+        for p in gateway.records()[0]
+        if p.endpoint == "over-safe" and p.status == "fallback"
     ]
     assert any("more to do than may wait" in said for said in kept)
 
