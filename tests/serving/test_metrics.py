@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,15 +14,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.gateways import Gateway, arm, endpoint, linear, native, running
 from tests.serving.models import FailingOnNegative
-from tests.serving.prometheus import lint, scraping
+from tests.serving.prometheus import Server, lint, scraping
 
 from keepwell.core.records.traffic import BUCKETS, Arm
 from keepwell.serving.backlog import Backlog
 from keepwell.serving.exposition import Family, render
 from keepwell.serving.footprint import is_alive, take_footprint
-from keepwell.serving.meters import Counts, Meters, fold, read_gone
+from keepwell.serving.meters import Counts, Meters, Shared, fold, read_gone
 from keepwell.serving.metrics import gateway_page
 
+ROOT = Path(__file__).parents[2]
 WEIRD = 'the "new"\\one\nof two'
 
 
@@ -63,6 +65,11 @@ def total(gateway: Gateway, name: str, wanted: float | None = None, **labels: st
         time.sleep(0.1)
 
 
+def settle() -> None:
+    """Let every worker share what it has counted until now, on a busy machine too."""
+    time.sleep(1.0)
+
+
 def ask(gateway: Gateway, x: float, *, name: str = "e", rows: int = 1) -> int:
     row = {"x": x, "flag": True, "dep delay": 1.0}
     return gateway.post({"rows": [row] * rows}, endpoint=name)[0]
@@ -71,6 +78,7 @@ def ask(gateway: Gateway, x: float, *, name: str = "e", rows: int = 1) -> int:
 def test_prometheus_own_linter_finds_nothing(counted: Gateway):
     ask(counted, 1.0)
     ask(counted, -1.0, name="failing")
+    settle()
     assert lint(page(counted)) == ""
 
 
@@ -80,7 +88,7 @@ def test_the_linter_would_find_a_counter_without_total_or_help():
 
 def test_every_family_says_what_it_is_and_labels_come_back_as_they_were(counted: Gateway):
     ask(counted, 1.0)
-    time.sleep(1.2)
+    total(counted, "keepwell_workers", 2)
     found = {family.name: family for family in text_string_to_metric_families(page(counted))}
     assert [name for name, family in found.items() if not family.documentation] == []
     assert [name for name, family in found.items() if family.type == "unknown"] == []
@@ -92,6 +100,7 @@ def test_every_family_says_what_it_is_and_labels_come_back_as_they_were(counted:
 
 
 def test_rows_errors_and_ticks_are_counted_for_each_arm_and_version(counted: Gateway):
+    settle()
     good = {"endpoint": "failing", "arm": "v3", "version": "3", "status": "ok"}
     bad = good | {"status": "error"}
     before = (
@@ -160,23 +169,42 @@ def test_the_log_tells_what_is_written_and_what_is_not_on_the_disk_yet(counted: 
     assert total(counted, "keepwell_log_unsynced_seconds") == 0
 
 
+@pytest.fixture(scope="module")
+def prometheus(counted: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("prometheus")
+    with scraping(folder / "data", f"127.0.0.1:{counted.port}") as server:
+        server.wait("up", 1)
+        yield server
+
+
 @pytest.mark.services
 def test_a_real_prometheus_scrapes_the_gateway_and_sums_what_it_answered(
-    counted: Gateway, tmp_path: Path
+    counted: Gateway, prometheus: Server
 ):
-    with scraping(tmp_path / "prometheus", f"127.0.0.1:{counted.port}") as server:
-        server.wait("up", 1)
-        before = total(counted, "keepwell_predictions_total", endpoint="e")
-        for _ in range(20):
-            ask(counted, 1.0)
-        server.wait('sum(keepwell_predictions_total{endpoint="e"})', before + 20)
-        assert server.value(
-            "histogram_quantile(0.99, sum by (le) (keepwell_prediction_latency_seconds_bucket))"
-        )
-        told = server.ask("/api/v1/targets/metadata", metric="keepwell_tick_rows")
-        assert [(each["type"], each["help"]) for each in told] == [
-            ("histogram", "Rows computed together at an endpoint.")
-        ]  # fmt: skip
+    settle()
+    before = total(counted, "keepwell_predictions_total", endpoint="e")
+    for _ in range(20):
+        ask(counted, 1.0)
+    prometheus.wait('sum(keepwell_predictions_total{endpoint="e"})', before + 20)
+    assert prometheus.value(
+        "histogram_quantile(0.99, sum by (le) (keepwell_prediction_latency_seconds_bucket))"
+    )
+    told = prometheus.ask("/api/v1/targets/metadata", metric="keepwell_tick_rows")
+    assert [(each["type"], each["help"]) for each in told] == [
+        ("histogram", "Rows computed together at an endpoint.")
+    ]
+
+
+@pytest.mark.services
+def test_a_real_prometheus_understands_every_panel(prometheus: Server):
+    panels = json.loads((ROOT / "docs" / "howto" / "prometheus" / "grafana.json").read_text())[
+        "panels"
+    ]
+    found = []
+    for expression in [target["expr"] for panel in panels for target in panel["targets"]]:
+        query = expression.replace("$__rate_interval", "1m").replace("$project", "")
+        found.append(prometheus.ask("/api/v1/query", query=query)["result"])
+    assert len([result for result in found if result]) >= 5
 
 
 def test_what_a_worker_counted_outlives_it(tmp_path: Path):
@@ -184,10 +212,11 @@ def test_what_a_worker_counted_outlives_it(tmp_path: Path):
         gateway.publish(endpoint("e", arms=[arm(1, linear(gateway.shelf, 1.0))]))
         for _ in range(5):
             assert ask(gateway, 1.0) == 200
-        time.sleep(
-            0.8
-        )  # a worker that is killed takes with it what it counted in the last half second
         died = gateway.pool.pids()[0]
+        # A worker that is killed takes with it what it counted since it shared it last.
+        shared = tmp_path / "meters" / f"w1p{died}.json"
+        while sum(msgspec.json.decode(shared.read_bytes(), type=Shared).counts.rows.values()) < 5:
+            time.sleep(0.05)
         os.kill(died, signal.SIGKILL)
         while gateway.pool.tend() == 0:
             time.sleep(0.02)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.gateways import Gateway
-from tests.serving.prometheus import program, scraping
+from tests.serving.prometheus import program
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "docs" / "howto" / "prometheus"
@@ -68,15 +68,3 @@ def test_every_name_that_is_asked_for_is_one_that_is_told(gateway: Gateway):
         missing - {"keepwell_model_call_failures_total", "keepwell_model_call_seconds_total"}
         == set()
     )
-
-
-@pytest.mark.services
-def test_a_real_prometheus_understands_every_panel(gateway: Gateway, tmp_path: Path):
-    expressions = [target["expr"] for panel in PANELS for target in panel["targets"]]
-    with scraping(tmp_path / "prometheus", f"127.0.0.1:{gateway.port}") as server:
-        server.wait("up", 1)
-        found = []
-        for expression in expressions:
-            query = expression.replace("$__rate_interval", "1m").replace("$project", "")
-            found.append(server.ask("/api/v1/query", query=query)["result"])
-        assert len([result for result in found if result]) >= 5

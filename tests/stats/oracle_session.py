@@ -107,6 +107,27 @@ def spotify_bounds(information, alpha, power):
     return solver.bounds(np.array(information), alpha, power, 8.0, 1).bounds.tolist()
 
 
+def mabwiser_linucb(x, arm, reward, asked, alpha):
+    """Upper bounds by arm of rows asked about, by mabwiser 2.7.4."""
+    from mabwiser.mab import MAB, LearningPolicy
+
+    arms = sorted(set(arm))
+    bandit = MAB(arms=arms, learning_policy=LearningPolicy.LinUCB(alpha=alpha, l2_lambda=1.0))
+    bandit.fit(arm, reward, x)
+    return [[float(row[k]) for k in arms] for row in bandit.predict_expectations(asked)]
+
+
+def mabwiser_ucb1(arm, reward):
+    """Upper bounds by arm, by mabwiser."""
+    from mabwiser.mab import MAB, LearningPolicy
+
+    arms = sorted(set(arm))
+    bandit = MAB(arms=arms, learning_policy=LearningPolicy.UCB1(alpha=1.0))
+    bandit.fit(arm, reward)
+    found = bandit.predict_expectations()
+    return [float(found[k]) for k in arms]
+
+
 def _gb_mean(values):
     from gbstats.models.statistics import SampleMeanStatistic
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keepwell.stats.arm_rewards import ArmRewards
 from keepwell.stats.cuped import cuped_difference
 from keepwell.stats.difference_sequence import DifferenceSequence
 from keepwell.stats.forecast import fixed_forecast
 from keepwell.stats.group_sequential import boundaries
+from keepwell.stats.linear_bandit import LinearState
 from keepwell.stats.sample_ratio import SampleRatioTest
+from keepwell.stats.upper_bounds import ucb1
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("KEEPWELL_ORACLES_PYTHON", ROOT / ".venv-oracles/bin/python"))
@@ -35,6 +38,9 @@ LEVEL: dict[str, Any] = {
     "control_covariate": BEFORE[2000:] - BEFORE[2000:].mean(),
 }
 BATCHES = [[52, 31, 17], [480, 320, 200], [5200, 3000, 1800]]
+CONTEXT = RNG.normal(size=(600, 5))
+TAKEN = RNG.integers(3, size=400)
+EARNED = CONTEXT[:400, 0] * TAKEN + RNG.normal(size=400)
 LOOKS = [0.13, 0.4, 0.55, 0.8, 1.0]
 
 
@@ -57,6 +63,14 @@ def said() -> dict[str, Any]:
         "gbstats_cuped": level,
         "tea_tasting_cuped": {name: values.tolist() for name, values in ARMS.items()},
         "tea_tasting_units": {"effect": 0.02, "variance": 0.09, "power": 0.9},
+        "mabwiser_linucb": {
+            "x": CONTEXT[:400].tolist(),
+            "arm": TAKEN.tolist(),
+            "reward": EARNED.tolist(),
+            "asked": CONTEXT[400:].tolist(),
+            "alpha": 0.7,
+        },
+        "mabwiser_ucb1": {"arm": TAKEN.tolist(), "reward": EARNED.tolist()},
         "spotify_bounds": {"information": LOOKS, "alpha": 0.05, "power": 2.0},
     }
     done = subprocess.run(
@@ -113,3 +127,19 @@ def test_boundaries_are_nearly_those_of_spotify_confidence(said) -> None:
     # It adds up densities by trapezoids, ours by Gauss-Legendre.
     ours = boundaries(LOOKS, alpha=0.05, spending="kim_demets", side="greater")
     assert ours.critical == pytest.approx(said["spotify_bounds"], abs=2e-4)
+
+
+def test_linear_upper_bounds_are_mabwisers(said) -> None:
+    state = LinearState.start(arms=3, features=5).update(CONTEXT[:400], TAKEN, EARNED)
+    policy = state.policy("linucb", alpha=0.7, floor=0.0)
+    spread = np.einsum("kij,nj->nki", policy.factor, CONTEXT[400:])
+    bounds = CONTEXT[400:] @ policy.theta.T + 0.7 * np.sqrt((spread**2).sum(axis=2))
+    theirs = np.array(said["mabwiser_linucb"])
+    np.testing.assert_allclose(bounds, theirs, atol=1e-9)
+    chosen = policy.probabilities(CONTEXT[400:]).argmax(axis=1)
+    assert (chosen == theirs.argmax(axis=1)).all()
+
+
+def test_the_arm_of_ucb1_is_mabwisers(said) -> None:
+    rewards = ArmRewards.start(3).update(TAKEN, EARNED)
+    assert ucb1(rewards.counts, rewards.means).argmax() == np.argmax(said["mabwiser_ucb1"])

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from keepwell.core.admission import admission_problems
-from keepwell.core.errors import InvalidInput, Refused
+from keepwell.core.errors import Conflict, InvalidInput, Refused
 from keepwell.core.records.lifecycle import Policy
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Rollout
-from keepwell.lifecycle.activation import course_of
 from keepwell.lifecycle.roles import require
 
 if TYPE_CHECKING:
@@ -31,6 +30,10 @@ def start_rollout(
     Raises Refused if one of them may not answer (no passed release, too few approvals) or the person may not do so,
     InvalidInput for wrong rules, Conflict if another rollout is under way.
     """
+    from keepwell.lifecycle.activation import (
+        course_of,  # brings polars, and the server starts without
+    )
+
     require(actor, "rollout", store=state.store)
     first, others = versions[0], versions[1:]
     if any(other.model != first.model for other in others):
@@ -67,3 +70,30 @@ def start_rollout(
 def _approvals(state: State, version: ModelVersion) -> int:
     policies = state.store.find(Policy, {"model": version.model}, order=["-created"], limit=1)
     return int(policies[0].limits["approvals"]) if policies else 1
+
+
+def steer_rollout(
+    state: State, id: str, verb: str, *, actor: str, reason: str, version: int | None = None
+) -> Rollout:
+    """Pause, resume, promote or roll back a rollout on a person's word.
+
+    Raises NotFound, Refused if they may not, Conflict if it has ended, InvalidInput without a reason.
+    """
+    require(actor, "rollback" if verb == "rollback" else "rollout", store=state.store)
+    if not reason.strip():
+        raise InvalidInput("Why?", todo="Give a reason, in a sentence: it is kept.")
+    rollouts = state.rollouts
+    if verb == "pause":
+        return rollouts.pause(id, actor=actor, reason=reason)
+    if verb == "resume":
+        return rollouts.resume(id, actor=actor, reason=reason)
+    if verb == "promote":
+        return rollouts.promote(id, actor=actor, reason=reason, version=version)
+    found = rollouts.named(id)
+    if found.state not in {"running", "paused"}:
+        raise Conflict(
+            f"{id} has ended: {found.state}.",
+            todo=f"To return to the version before: keepwell rollback {found.endpoint}.",
+        )
+    rollouts.roll_back(found.endpoint, actor=actor, reason=reason)
+    return rollouts.named(id)

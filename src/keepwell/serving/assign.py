@@ -175,11 +175,10 @@ class Assignment:
         found: Places | None = None
         for k, rule in enumerate(self._rules):
             met = rule.met(rows)
-            if met is None or not met.any():
-                continue
-            if found is None:
-                found = np.full(rows.edges[-1], -1)
-            found[met & (found < 0)] = k
+            if len(met):
+                if found is None:
+                    found = np.full(rows.edges[-1], -1)
+                found[[place for place in met if found[place] < 0]] = k
         return found
 
 
@@ -219,33 +218,35 @@ class _Rule:
             self._place = signature.names.index(cohort.field)
             self._dtype = signature.inputs[self._place].dtype
             if signature.numeric:
-                self._numbers = np.array(list(_numbers(cohort.values)), dtype=np.float64)
+                # NaN stands behind them for all that is greater, and is equal to nothing.
+                self._numbers = np.append(np.sort(list(_numbers(cohort.values))), np.nan)
 
-    def met(self, rows: Rows) -> npt.NDArray[np.bool_] | None:
-        """Tell which rows meet it, shape (n,); None: none does."""
+    def met(self, rows: Rows) -> list[int]:
+        """List the places of the rows that meet it: mostly none, so that finding none must be quick."""
         words = self._words
         if self._header:
             header = self._header
-            hits = [
-                k
+            edges = rows.edges
+            return [
+                place
                 for k, headers in enumerate(rows.headers)
                 if headers and (sent := headers.get(header)) is not None and sent.strip() in words
+                for place in range(edges[k], edges[k + 1])
             ]
-            if not hits:
-                return None
-            met = np.zeros(rows.edges[-1], dtype=np.bool_)
-            for k in hits:
-                met[rows.edges[k] : rows.edges[k + 1]] = True
-            return met
         if self._unit or self._time:
-            sent_: Sequence[Any] = rows.units if self._unit else rows.times
-            return np.array([value in words for value in sent_]) if sent_ else None
+            brought: Sequence[Any] = rows.units if self._unit else rows.times
+            return [k for k, value in enumerate(brought) if value in words]
         if self._place < 0:
-            return None
+            return []
         column = rows.matrix[:, self._place]
-        if self._numbers is not None:
-            return np.isin(column, self._numbers)
-        return np.array([text_of(value, self._dtype) in words for value in column.tolist()])
+        numbers = self._numbers
+        if numbers is not None:
+            met: list[int] = (
+                (numbers[numbers[:-1].searchsorted(column)] == column).nonzero()[0].tolist()
+            )
+            return met
+        dtype = self._dtype
+        return [k for k, value in enumerate(column.tolist()) if text_of(value, dtype) in words]
 
 
 def _times(values: Sequence[str]) -> Iterator[int]:

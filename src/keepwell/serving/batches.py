@@ -91,7 +91,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         return msgspec.structs.replace(
             self,
             rows=len(kept),
-            ids=some(self.ids or self.identities()),
+            ids=some(self.ids) or [f"{self.prefix}{self.first + k:x}" for k in kept],
             times=some(self.times),
             units=some(self.units),
             chosen=packed(self.chosen, "<u2"),

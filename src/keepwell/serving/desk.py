@@ -556,8 +556,12 @@ class Desk:
         if assignment.log_share < 1:
             # Mirrors compute what is written down of them, and nothing else.
             rows_kept = assignment.written(batch.identities())
-            kept = batch.take(rows_kept, share=assignment.log_share)
-            matrix = matrix[rows_kept]
+            if len(rows_kept) < n:
+                kept = batch.take(rows_kept, share=assignment.log_share)
+            else:
+                kept = msgspec.structs.replace(batch, share=assignment.log_share)
+            if serving.mirrors:
+                matrix = matrix[rows_kept]
         if kept.rows:
             self._writer.append(batches=(kept,))
         if self.noting:

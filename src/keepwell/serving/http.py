@@ -185,8 +185,6 @@ class Floor:
 
     def submit(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Queue a request for the end of this tick of the event loop."""
-        if slot.note is not None:
-            slot.note.ask = ask
         size = self.size + (ask.size or len(ask.body))
         if size > MAX_PENDING_BYTES:
             refuse(ask, "full", 1.0, f"Over {MAX_PENDING_BYTES:,} bytes of requests are waiting.")
@@ -202,6 +200,8 @@ class Floor:
 
     def shed(self, ask: Ask, caller: Caller, slot: Slot) -> None:
         """Send a refusal, counted."""
+        if slot.note is not None:
+            slot.note.ask = ask
         desk = self.desk
         desk.meters.shed(ask.endpoint if ask.endpoint in desk.endpoints else "", ask.shed)
         caller.fill(slot, ask.status, ask.answer, content=ask.content)
@@ -219,6 +219,10 @@ class Floor:
         """Answer everything that arrived in this tick together."""
         self.scheduled = False
         work, self.pending = self.pending, []
+        if self.noting:
+            for ask, _, slot in work:
+                if slot.note is not None:
+                    slot.note.ask = ask
         if self._syncs >= MAX_SYNCS:
             # These would wait for the disk anyway: meanwhile more of them become one model call and one sync.
             waits = self.desk.waits

@@ -80,7 +80,7 @@ def _seen(
 ) -> npt.NDArray[np.float64]:
     seen = np.ones((len(matrix), len(places) + intercept))
     # None, in rows that are not all numbers, becomes NaN.
-    seen[:, : len(places)] = matrix[:, places].astype(np.float64)
+    seen[:, : len(places)] = matrix.take(places, axis=1)
     return seen
 
 

@@ -393,7 +393,7 @@ class RolloutDriver:
                 memory=dict(carried) if carried is not None else {},
                 plan=before,
                 written=written.revision,
-                arms=(*answer.arms, *answer.mirrors),
+                arms=answer.arms,
                 verdict=answer.verdict,
                 reason=answer.reason,
                 next=answer.next,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keepwell import __version__
+from keepwell.app.rolling import start_rollout, steer_rollout
 from keepwell.app.wiring import State
 from keepwell.core.auditing import audit_problems
 from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, Refused, near_miss
@@ -20,7 +21,7 @@ from keepwell.core.records.base import Record
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult
 from keepwell.core.records.models import Model, ModelVersion
-from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
@@ -42,6 +43,7 @@ COLLECTIONS: Mapping[str, type[Record]] = {
     "endpoints": Endpoint,
     "plans": TrafficPlan,
     "rollouts": Rollout,
+    "looks": Look,
     "measurements": Measurement,
     "alerts": Alert,
     "decisions": Decision,
@@ -82,6 +84,24 @@ class ActivationRequest(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     version: int
     strategy: str = ""
+
+
+class RolloutRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Ask for a rollout of one or several released and approved versions of a model."""
+
+    model: str
+    versions: list[int]
+    strategy: str = ""
+    rules: dict[str, Any] = {}
+
+
+class SteeringRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Steer a rollout that is under way."""
+
+    rollout: str
+    verb: Literal["pause", "resume", "promote", "rollback"]
+    reason: str
+    version: int | None = None
 
 
 class RollbackRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -176,6 +196,29 @@ class Control:
             strategy=body.strategy,
         )
 
+    def rollout(self, request: Request, body: RolloutRequest) -> Any:
+        """Start a rollout."""
+        if not body.versions:
+            raise InvalidInput("No version is named.", where="body: versions")
+        return start_rollout(
+            self._state,
+            [self.version(body.model, number) for number in body.versions],
+            actor=self.actor(request),
+            strategy=body.strategy,
+            rules=body.rules,
+        )
+
+    def steering(self, request: Request, body: SteeringRequest) -> Any:
+        """Steer a rollout."""
+        return steer_rollout(
+            self._state,
+            body.rollout,
+            body.verb,
+            actor=self.actor(request),
+            reason=body.reason,
+            version=body.version,
+        )
+
     def rollback(self, request: Request, body: RollbackRequest) -> Any:
         """Roll back."""
         who = self.actor(request)
@@ -249,6 +292,8 @@ VERBS: Mapping[str, tuple[type[msgspec.Struct], type[Record]]] = {
     "releases": (ReleaseRequest, Release),
     "approvals": (ApprovalRequest, Approval),
     "activations": (ActivationRequest, Activation),
+    "rollouts": (RolloutRequest, Rollout),
+    "steerings": (SteeringRequest, Rollout),
     "rollbacks": (RollbackRequest, TrafficPlan),
 }
 

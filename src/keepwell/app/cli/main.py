@@ -28,6 +28,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("activate", "run the seven steps that put a released version before users"),
     ("rollout", "start, see, steer and replay rollouts"),
     ("rollback", "give an endpoint's traffic back to the version before"),
+    ("drill", "roll back for real beside the live gateway, and time it"),
     ("users", "list who may do what, and their tokens"),
     ("token", "make and revoke the tokens by which users prove who they are"),
     ("reload", "let the gateway run new code: replace its workers without losing a request"),
@@ -98,6 +99,7 @@ _EXAMPLES = {
     "activate": "example: keepwell activate flight-delay/1",
     "rollback": "example: keepwell rollback flight-delay --reason 'support reports wrong offers'",
     "reload": "example: keepwell reload",
+    "drill": "example: keepwell drill rollback flight-delay",
     "evidence": "examples: keepwell evidence list; keepwell evidence show DIGEST\n"
     "          keepwell evidence verify; keepwell evidence new-key --as NAME",
     "rollout": "examples: keepwell rollout\n"
@@ -265,6 +267,12 @@ def _rollback(parser: argparse.ArgumentParser) -> None:
     _who(parser)
 
 
+def _drill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=["rollback"], help="what to try out")
+    parser.add_argument("endpoint", help="the endpoint whose way back is tried")
+    _who(parser)
+
+
 def _token(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("verb", choices=["create", "revoke"], help="what to do")
     parser.add_argument("name", help="with create: the user; with revoke: the token's number")
@@ -318,7 +326,7 @@ _ARGUMENTS = {
     "init": _init, "up": _up, "demo": _demo, "train": _train, "release": _release, "approve": _approve,
     "activate": _activate, "rollout": _rollout, "rollback": _rollback, "status": _nothing,
     "reload": _reload, "evidence": _evidence, "audit": _audit, "doctor": _nothing, "users": _nothing, "token": _token,
-    "completion": _completion,
+    "completion": _completion, "drill": _drill,
 }  # fmt: skip
 
 

@@ -10,14 +10,13 @@ import msgspec
 
 from keepwell.app.cli.common import actor, print_json, project_state, table, version_named
 from keepwell.app.cli.plans import show_change
-from keepwell.app.rolling import start_rollout
+from keepwell.app.rolling import start_rollout, steer_rollout
 from keepwell.app.wiring import State
 from keepwell.core.clock import iso
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
 from keepwell.lifecycle.activation import course_of
-from keepwell.lifecycle.roles import require
 from keepwell.serving.plans import describe_plan, latest_plan
 
 
@@ -154,23 +153,12 @@ def _replay(given: argparse.Namespace, state: State, found: Rollout) -> int:
 
 
 def _steer(given: argparse.Namespace, state: State, found: Rollout) -> int:
-    who = actor(given, state)
-    require(who, "rollback" if given.verb == "rollback" else "rollout", store=state.store)
-    if not given.reason:
-        raise InvalidInput("Why?", todo="Say it with --reason, in a sentence: it is kept.")
-    rollouts = state.rollouts
-    if given.verb == "pause":
-        after = rollouts.pause(found.id, actor=who, reason=given.reason)
-    elif given.verb == "resume":
-        after = rollouts.resume(found.id, actor=who, reason=given.reason)
-    elif given.verb == "promote":
-        after = rollouts.promote(found.id, actor=who, reason=given.reason, version=given.version)
-    else:
-        if found.state not in {"running", "paused"}:
-            raise InvalidInput(
-                f"{found.id} has ended: {found.state}.",
-                todo=f"To return to the version before: keepwell rollback {found.endpoint}.",
-            )
-        rollouts.roll_back(found.endpoint, actor=who, reason=given.reason)
-        after = rollouts.named(found.id)
+    after = steer_rollout(
+        state,
+        found.id,
+        given.verb,
+        actor=actor(given, state),
+        reason=given.reason,
+        version=given.version,
+    )
     return _status(given, state, after)

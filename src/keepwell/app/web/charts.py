@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -121,6 +121,78 @@ def line_chart(
     out.append(
         Markup('<text class="when end" x="{}" y="{}">{}</text>').format(
             WIDTH - 8, HEIGHT - 6, iso(last)[:10]
+        )
+    )
+    out.append(Markup("</svg>"))
+    return Markup("").join(escape(part) for part in out)
+
+
+def share_chart(
+    moments: Sequence[tuple[Time, Mapping[str, float]]], *, label: str, until: Time
+) -> Markup:
+    """Draw who had which share of the traffic from which moment on, one above the other, in steps."""
+    if not moments:
+        return Markup("")
+    first = moments[0][0]
+    last = max(until, first + 1)
+    names = list(dict.fromkeys(name for _, shares in moments for name in shares))
+
+    def x(at: Time) -> float:
+        return LEFT + (WIDTH - LEFT - 8) * (min(max(at, first), last) - first) / (last - first)
+
+    def y(share: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
+
+    out: list[Any] = [
+        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+            WIDTH, HEIGHT, label
+        )
+    ]
+    ends = [at for at, _ in moments[1:]] + [last]
+    for (begin, shares), end in zip(moments, ends, strict=True):
+        low = 0.0
+        for place, name in enumerate(names):
+            share = shares.get(name, 0.0)
+            if share > 0:
+                out.append(
+                    Markup(
+                        '<rect class="share share-{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
+                        "<title>{}: {:.2%} from {}</title></rect>"
+                    ).format(
+                        place % 6,
+                        x(begin),
+                        y(low + share),
+                        max(x(end) - x(begin), 0.5),
+                        y(low) - y(low + share),
+                        name,
+                        share,
+                        iso(begin)[:16],
+                    )
+                )
+            low += share
+    for value in (0.0, 0.5, 1.0):
+        out.append(
+            _GRID.format(
+                LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, f"{value:.0%}"
+            )
+        )
+    for place, name in enumerate(names):
+        out.append(
+            Markup(
+                '<rect class="share share-{}" x="{}" y="{}" width="9" height="9"/>'
+                '<text class="when" x="{}" y="{}">{}</text>'
+            ).format(
+                place % 6,
+                LEFT + 100 * place,
+                HEIGHT - 14,
+                LEFT + 100 * place + 13,
+                HEIGHT - 6,
+                name,
+            )
+        )
+    out.append(
+        Markup('<text class="when end" x="{}" y="{}">{} to {}</text>').format(
+            WIDTH - 8, HEIGHT - 6, iso(first)[:16], iso(last)[:16]
         )
     )
     out.append(Markup("</svg>"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from keepwell.app.web.charts import Mark, Point, line_chart
+from keepwell.app.web.charts import Mark, Point, line_chart, share_chart
 from keepwell.app.wiring import State
 from keepwell.core.auditing import audit_problems
 from keepwell.core.clock import iso
@@ -34,8 +35,8 @@ from keepwell.core.records.lifecycle import (
     StepResult,
 )
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.rollouts import Rollout
-from keepwell.core.records.traffic import Endpoint, TrafficPlan
+from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.traffic import BUCKETS, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.statements import read_evidence
@@ -200,6 +201,33 @@ class Pages:
             plans=store.find(TrafficPlan, {"endpoint": name}, order=["-revision"], limit=PAGE),
         )
 
+    def rollout(self, request: Request) -> Response:
+        """One rollout: its plan over time, its evidence with the interval as it grows, what comes next."""
+        store = self._state.store
+        found = self._state.rollouts.named(request.path_params["id"])
+        looks = store.find(Look, {"rollout": found.id}, order=["number"])
+        moments = [
+            (look.at, {arm.name: arm.weight / BUCKETS for arm in look.arms if arm.weight})
+            for look in looks
+        ]
+        until = found.ended or self._state.clock.now()
+        charts = [
+            (title, line_chart(points, label=title, reference=0.0))
+            for title, points in _intervals(looks).items()
+            if len(points) > 1
+        ]
+        under_way = found.state in {"running", "paused"}
+        return self.render(
+            "rollout.html",
+            request,
+            live=under_way,
+            r=found,
+            looks=looks,
+            under_way=under_way,
+            shares=share_chart(moments, label="share of the traffic by arm", until=until),
+            evidence=charts,
+        )
+
     def _traffic(self, endpoint: str) -> tuple[list[dict[str, Any]], str]:
         """Read the gateway's own counters; the page says so where it does not answer."""
         try:
@@ -349,6 +377,25 @@ class Pages:
         return self.render("text.html", request, status=status, title=str(error), lead="", text="")
 
 
+def _intervals(looks: Sequence[Look]) -> dict[str, list[Point]]:
+    """Find the intervals that looks have measured: an estimate with its bounds, of the challenger or of each arm."""
+    found: dict[str, list[Point]] = {}
+    for look in looks:
+        of_one = {"gain": look.measured} if "low" in look.measured else {}
+        for what in ("gain", "effects"):
+            given = look.measured.get(what)
+            if isinstance(given, dict):
+                of_one |= {f"{what} of {name}": value for name, value in given.items()}
+        for title, value in of_one.items():
+            middle = value.get("gain", value.get("mean"))
+            low, high = value.get("low"), value.get("high")
+            if middle is not None and low is not None and high is not None:
+                found.setdefault(f"{title} against the champion", []).append(
+                    Point(look.event_time, middle, low, high)
+                )
+    return found
+
+
 def routes(state: State) -> list[Route | Mount]:
     """Give the dashboard's routes."""
     pages = Pages(state)
@@ -358,6 +405,7 @@ def routes(state: State) -> list[Route | Mount]:
         Route("/activations/{id}", pages.activation),
         Route("/models/{name}", pages.model),
         Route("/endpoints/{name}", pages.endpoint),
+        Route("/rollouts/{id}", pages.rollout),
         Route("/monitors/{name}", pages.monitors),
         Route("/ledger", pages.ledger),
         Route("/alerts", pages.alerts),
