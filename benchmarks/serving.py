@@ -407,7 +407,8 @@ class Keepwell:
         from keepwell.adapters.blobs.files import FileBlobs
         from keepwell.core.records.traffic import BUCKETS, Arm
         from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-        from keepwell.serving.pool import Pool, bind
+        from keepwell.serving.pool import Pool
+        from keepwell.serving.sockets import bind
         from keepwell.training.artefacts import pack_folder, unpack_artefact
 
         shelf = Shelf(folder / "editions")

@@ -7,7 +7,7 @@ from tests.stories.projects import free_port
 
 from keepwell.app import processes
 from keepwell.app.processes import announce, port_for
-from keepwell.serving.pool import bind
+from keepwell.serving.sockets import bind
 
 
 @pytest.fixture

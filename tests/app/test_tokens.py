@@ -15,7 +15,7 @@ from keepwell.app.api.server import application
 from keepwell.core.errors import Refused
 from keepwell.core.records.lifecycle import Approval, Token
 from keepwell.lifecycle.tokens import create_token, hash_token, user_of
-from keepwell.serving.pool import bind
+from keepwell.serving.sockets import bind
 
 APPROVE = ("approve", LABEL, "--reason", "good")
 

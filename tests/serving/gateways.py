@@ -23,12 +23,15 @@ from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.traffic import BUCKETS, Arm
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-from keepwell.serving.pool import Pool, bind, reserve
+from keepwell.serving.pool import Pool
 from keepwell.serving.segments import SegmentLog
+from keepwell.serving.sockets import bind, reserve
 from keepwell.serving.terms import Terms
 from keepwell.serving.tls import trust
 from keepwell.training.artefacts import pack_folder, unpack_artefact
-from keepwell.training.predictors import load_predictor
+from keepwell.training.predictors import estimator_output, load_predictor
+from keepwell.training.predictors.native import frame_of
+from keepwell.training.predictors.process import Folder, write
 
 COLUMNS: dict[str, Dtype] = {"x": "float64", "flag": "bool", "dep delay": "float64"}
 
@@ -94,6 +97,35 @@ def native(
     rows = rows or [[1.0] * len(columns)]
     content = {"model.pkl": pickle.dumps(estimator, protocol=5)}
     return _put(shelf, "native", content, columns, rows, signature)
+
+
+def process(
+    shelf: Shelf,
+    estimator: object,
+    signature: Signature | None = None,
+    rows: list[list[Any]] | None = None,
+    environment: str = "",
+) -> str:
+    """Unpack a model with a process of its own and give its digest."""
+    signature = signature or signature_of(COLUMNS)
+    folder = Path(tempfile.mkdtemp(dir=shelf.folder))
+    package = Package(
+        model="m", candidate="c", predictor="process", signature=signature, python="3.11", requirements=(),
+        code="", revision="", training_set="", seed=0, params={}, own_modules=("tests.serving.models",),
+        environment=environment,
+    )  # fmt: skip
+    write(Folder(estimator, package=package) if isinstance(estimator, Path) else estimator, folder)
+    (folder / "package.json").write_bytes(canonical(package))
+    rows = rows or [[1.0] * len(signature.inputs), [7.0] * len(signature.inputs)]
+    matrix = np.array(rows, dtype=np.float64 if signature.numeric else object)
+    if isinstance(estimator, Path):
+        golden = Folder(estimator, package=package).outputs(matrix)
+    else:
+        frame = frame_of(matrix, signature=signature)
+        golden = estimator_output(estimator, frame, signature=signature)
+    content = canonical({"rows": rows, "predictions": golden.tolist(), "tolerance": 1e-6})
+    (folder / "golden.json").write_bytes(content)
+    return lay_out(shelf, folder)
 
 
 def arm(version: int, artefact: str, weight: int = BUCKETS) -> Arm:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,3 +75,73 @@ class SlowByCall(Doubling):
     def predict(self, rows: Floats) -> Floats:
         time.sleep(0.05)
         return super().predict(rows)
+
+
+class Saved:
+    """Twice the first column plus what its file says; its class knows how to save and load itself, as frameworks do."""
+
+    def __init__(self, extra: float = 0.0) -> None:
+        self.extra = extra
+
+    def save(self, folder: Path) -> None:
+        (folder / "weights.txt").write_text(str(self.extra))
+
+    @classmethod
+    def load(cls, folder: Path) -> Any:
+        return cls(float((folder / "weights.txt").read_text()))
+
+    def predict(self, frame: Any) -> Floats:
+        return np.asarray(frame["x"].to_numpy() * 2 + self.extra)
+
+
+class Unruly(Saved):
+    """Does by its first column what a model must not: -1 raises, -2 hangs, -3 kills its process, -4 prints, -5 leaks, -6 takes 0.2 s a row."""
+
+    held: list[bytearray] = []
+
+    def predict(self, frame: Any) -> Floats:
+        first = set(frame["x"].to_list())
+        if -1.0 in first:
+            raise ValueError("minus one is not understood")
+        if -2.0 in first:
+            time.sleep(600)
+        if -3.0 in first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if -4.0 in first:
+            print("noise " * 400_000)
+        if -5.0 in first:
+            self.held.append(bytearray(b"x") * 20_000_000)
+        if -6.0 in first:
+            time.sleep(0.2 * len(frame))
+        return super().predict(frame)
+
+
+class Counted:
+    """Says which process answered."""
+
+    def save(self, folder: Path) -> None:
+        (folder / "nothing").write_text("")
+
+    @classmethod
+    def load(cls, folder: Path) -> Any:
+        return cls()
+
+    def predict(self, frame: Any) -> Floats:
+        return np.full(len(frame), 0.0 if frame["x"][0] == 1.0 else float(os.getpid()))
+
+
+class Worded(Saved):
+    """Length of the word plus the number; a missing word counts 100."""
+
+    def predict(self, frame: Any) -> Floats:
+        return Lengths().predict(frame)
+
+
+class SpinningSaved(Saved):
+    """Holds the interpreter for a millisecond a call, as models in plain Python do."""
+
+    def predict(self, frame: Any) -> Floats:
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
+        return super().predict(frame)

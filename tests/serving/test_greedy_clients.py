@@ -19,8 +19,8 @@ from keepwell.serving.desk import Desk, Loader
 from keepwell.serving.editions import Edition, Shelf
 from keepwell.serving.http import Connection, Floor
 from keepwell.serving.meters import Meters
-from keepwell.serving.pool import bind
 from keepwell.serving.segments import SegmentWriter
+from keepwell.serving.sockets import bind
 
 GOOD = request(b'{"rows":[{"x":1,"flag":true,"dep delay":null}]}')
 LIVE = request(b"", method="GET", path="/live")

@@ -16,7 +16,7 @@ from keepwell.core.records.watching import Alert
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Shelf
 from keepwell.serving.gateway import Publisher
-from keepwell.serving.pool import bind
+from keepwell.serving.sockets import bind
 from keepwell.serving.stage import GatewayStage
 from keepwell.training.artefacts import pack_folder
 

@@ -24,8 +24,10 @@ ROW = {"x": 1.0, "flag": True, "dep delay": None}
 class Load:
     """Threads that ask without pause and remember what they were told."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, path: str = "e") -> None:
         self.gateway = gateway
+        self.path = path
+        self.run = os.urandom(4).hex()
         self.acknowledged: list[tuple[str, int, float, int]] = []
         self.failures: list[str] = []
         self.stop = threading.Event()
@@ -34,9 +36,9 @@ class Load:
         n = 0
         while not self.stop.is_set():
             n += 1
-            identity = f"{name}-{n}"
+            identity = f"{self.run}-{name}-{n}"
             try:
-                status, answer = self.gateway.post({"rows": [ROW], "ids": [identity]})
+                status, answer = self.gateway.post({"rows": [ROW], "ids": [identity]}, self.path)
             except KeepwellError as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
                 continue
@@ -50,8 +52,8 @@ class Load:
 
 
 @contextmanager
-def loaded(gateway: Gateway, threads: int = 3) -> Iterator[Load]:
-    load = Load(gateway)
+def loaded(gateway: Gateway, threads: int = 3, path: str = "e") -> Iterator[Load]:
+    load = Load(gateway, path)
     running_threads = [threading.Thread(target=load.ask, args=(n,)) for n in range(threads)]
     for thread in running_threads:
         thread.start()

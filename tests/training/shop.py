@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,39 @@ class Own:
     def predict_proba(self, X: Any) -> Any:
         p = np.full(len(X), self.mean)
         return np.column_stack([1 - p, p])
+
+
+class Kept(Own):
+    """Knows how to save and load itself, as models of any framework can be made to."""
+
+    def save(self, folder: Path) -> None:
+        (folder / "mean.txt").write_text(repr(self.mean))
+
+    @classmethod
+    def load(cls, folder: Path) -> Kept:
+        made = cls()
+        made.mean = float((folder / "mean.txt").read_text())
+        return made
+
+
+class Unsaved(Kept):
+    """Forgets to save anything."""
+
+    mean = 0.5
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+class Raising(Unsaved):
+    """Fails while it saves."""
+
+    def save(self, folder: Path) -> None:
+        raise ZeroDivisionError("no luck")
+
+
+def kept(X: Any, y: Any, params: Any, seed: int) -> Any:
+    return Kept().fit(X, y)
 
 
 def boosting(X: Any, y: Any, params: Any, seed: int) -> Any:

@@ -14,7 +14,7 @@ import msgspec
 
 from keepwell.app.wiring import State, open_state
 from keepwell.core.errors import KeepwellError, Unavailable
-from keepwell.serving.pool import bind
+from keepwell.serving.sockets import bind
 from keepwell.serving.stopping import die_with_parent
 
 
@@ -91,6 +91,9 @@ def run_gateway_process(state: State) -> None:
             tls_certificate=inside(server.tls_certificate),
             tls_key=inside(server.tls_key),
             access_log="-" if server.access_log == "-" else inside(server.access_log),
+            runtime_seconds=server.runtime_seconds,
+            runtime_memory=server.runtime_memory,
+            runtime_processes=server.runtime_processes,
             traces_endpoint=server.traces_endpoint,
             traces_share=server.traces_share,
         ),

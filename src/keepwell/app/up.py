@@ -71,10 +71,10 @@ class Supervisor:
 
     def _need_ports(self) -> None:
         """Say which port is taken before anything starts, rather than in the log of a process that ended."""
-        from keepwell.serving.pool import bind
+        from keepwell.serving.sockets import bind
 
         server = self._state.settings.server
-        for port in (server.port, server.gateway_port):
+        for port in (server.port, server.gateway_port if server.gateway_workers else 0):
             if port:
                 bind(server.host, port).close()
 
@@ -127,6 +127,8 @@ class Supervisor:
         return str(said["url"])
 
     def _answers(self, name: str) -> bool:
+        if name == "gateway" and not self._state.settings.server.gateway_workers:
+            return True  # an ASGI server answers there, and may begin later
         path = "/live" if name == "gateway" else "/health"
         try:
             with urllib.request.urlopen(self.url(name) + path, timeout=2) as answer:  # noqa: S310 - our own address

@@ -10,7 +10,7 @@ import inspect
 import textwrap
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -94,6 +94,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     train: Callable[..., Any]
     params: dict[str, Any]
+    runtime: Literal["worker", "process"] = "worker"
+    """Where the model computes: in the gateway's workers, or in a process of its own beside them."""
+    environment: str = ""
+    """Name of the Python environment of that process; empty: the one that Keepwell runs in."""
 
 
 class ModelDeclaration(msgspec.Struct, kw_only=True):
@@ -122,19 +126,38 @@ class ModelDeclaration(msgspec.Struct, kw_only=True):
     def candidate(
         self,
         name: str,
+        *,
+        runtime: Literal["worker", "process"] = "worker",
+        environment: str = "",
         **params: Any,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare a way to train: a function of ``(X, y, params, seed)`` that returns a fitted estimator.
 
-        ``X`` is a polars DataFrame of the declared features, ``y`` a numpy array.
+        ``X`` is a polars DataFrame of the declared features, ``y`` a numpy array. With ``runtime="process"`` the
+        estimator may be any object of the project's own classes, or the path of an MLflow model's folder; it is
+        served by a process of its own, in the named ``environment`` if there is one.
         """
+        if runtime not in ("worker", "process"):
+            raise InvalidInput(
+                f"The runtime {runtime!r} is unknown.",
+                where=f"candidate {name!r} of model {self.name!r}",
+                todo=near_miss(runtime, ["worker", "process"]),
+            )
+        if environment and runtime != "process":
+            raise InvalidInput(
+                f"The environment {environment!r} is for a process, and the candidate has none.",
+                where=f"candidate {name!r} of model {self.name!r}",
+                todo='Declare runtime="process" as well.',
+            )
 
         def declare(train: Callable[..., Any]) -> Callable[..., Any]:
             if name in self.candidates:
                 raise InvalidInput(
                     f"The candidate {name!r} is declared twice.", where=f"model {self.name!r}"
                 )
-            self.candidates[name] = Candidate(name=name, train=train, params=params)
+            self.candidates[name] = Candidate(
+                name=name, train=train, params=params, runtime=runtime, environment=environment
+            )
             return train
 
         return declare

@@ -58,8 +58,8 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """Control API, tracking API and dashboard."""
     gateway_port: Port = 7071
     """Predictions and outcomes."""
-    gateway_workers: Several = 1
-    """Processes that answer predictions, on one shared socket."""
+    gateway_workers: Count = 1
+    """Processes that answer predictions, on one shared socket; 0: none, for an ASGI server does."""
     grpc_port: int | None = None
     """Open Inference Protocol over gRPC, beside the gateway's HTTP (extra ``grpc``); 0 takes a free port."""
     gateway_token_file: str = ""
@@ -76,6 +76,12 @@ class ServerSettings(Values, frozen=True, kw_only=True):
     """Share of the requests without a ``traceparent`` that are traced; one with it is traced if its caller is."""
     max_wait: Limit = 1.0
     """A gateway worker refuses requests (503) that more seconds of work than this are ahead of; 0: never."""
+    runtime_seconds: Limit = 5.0
+    """Longest time that a model in a process of its own may take for one call; 0: no limit."""
+    runtime_memory: Count = 0
+    """Megabytes above which such a process is replaced by a fresh one; 0: no limit."""
+    runtime_processes: Several = 1
+    """Processes of one such model, among which the gateway's workers are shared out."""
 
 
 class UserSettings(Values, frozen=True, kw_only=True):

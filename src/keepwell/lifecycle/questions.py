@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from keepwell.checks.artefact.manifest import manifest_complete
-from keepwell.checks.artefact.pickles import pickle_scan
+from keepwell.checks.artefact.pickles import scan_all
 from keepwell.checks.data.expectations import Expectations, check_frame
 from keepwell.checks.model.limits import at_most
 from keepwell.checks.model.quality import (
@@ -70,11 +70,8 @@ def model_risk_review(
     told = [
         f"no {name} is declared" for name in ("owner", "purpose") if not getattr(declared, name)
     ]
-    scans = [
-        pickle_scan(context.blobs.get(digest), own=package.own_modules)
-        for name, digest in artefact.files.items()
-        if name.endswith((".pkl", ".pickle", ".joblib"))
-    ]
+    files = ((name, context.blobs.get(digest)) for name, digest in artefact.files.items())
+    scan = scan_all(files, own=package.own_modules)
     rows = read_training_set(_training_set(context, version), blobs=context.blobs)
     waits = rows.get_column(LABEL_TIME) - rows.get_column(TIME)
     early = int((waits <= 0).sum())
@@ -85,7 +82,7 @@ def model_risk_review(
             f"owner {declared.owner}, tier {declared.risk}, purpose stated",
             tier=declared.risk,
         ),
-        *(scans or [_answer("no pickle", [], "the artefact contains no pickle")]),
+        scan,
         _answer(
             "labels come after decisions",
             [f"{early:,} labels were known before their decision"] if early else [],

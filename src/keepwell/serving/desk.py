@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from keepwell.core.errors import Corrupt, KeepwellError, NotFound, Unavailable, near_miss
+from keepwell.core.records.models import Package
 from keepwell.core.records.predictions import Outcome
 from keepwell.core.records.traffic import BUCKETS, Arm
 from keepwell.serving.assign import Assignment, Placed, Rows
@@ -28,10 +28,31 @@ from keepwell.serving.notes import Part
 from keepwell.serving.protocols import JSON, WireProtocol
 from keepwell.serving.segments import SegmentWriter
 from keepwell.training.artefacts import check_folder
-from keepwell.training.predictors import Predictor, load_predictor
+from keepwell.training.predictors import (
+    Predictor,
+    golden_problem,
+    load_predictor,
+    read_package_file,
+)
+
+if TYPE_CHECKING:  # they know the desk; it needs their words for its types alone
+    from keepwell.serving.beside import Beside, Lane
+    from keepwell.serving.runtimes.links import Links
 
 ANOTHER_ROW = "another row of its request had no answer"
 NOT_A_NUMBER = "its answer is not a finite number"
+PROCESS = "process"
+"""The kind of predictor whose calls are answered later: no tick waits for it."""
+BUSY = "its runtime has more to do than may wait"
+
+NAMED = (Unavailable,)
+"""Exceptions that say all in their words; of others the name is told too."""
+_replace = msgspec.structs.replace
+
+_T = TypeVar("_T")
+Steps = Generator[tuple["Loaded", npt.NDArray[Any]], npt.NDArray[np.float64], _T]
+"""Asks for one model call after the other and is sent its answers, or thrown what it raised: whoever drives it computes
+at once, or waits without holding up others."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -39,6 +60,8 @@ class Loaded(msgspec.Struct, frozen=True):
 
     arm: Arm
     predictor: Predictor
+    beside: bool = False
+    """It computes in a runtime, not in this process."""
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -58,27 +81,18 @@ class Serving(msgspec.Struct, frozen=True):
     """Place of the arm that answers where another fails."""
     left_out: tuple[str, ...] = ()
     """Mirrors that could not be loaded, and why: nobody waits for their answers."""
-
-
-def golden_problem(predictor: Predictor, folder: Path, *, numeric: bool) -> str:
-    """Let a freshly loaded predictor answer its golden rows; say what is wrong, or nothing."""
-    try:
-        golden = msgspec.json.decode((folder / "golden.json").read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        return f"golden.json cannot be read: {error}"
-    rows = golden["rows"]
-    if not rows:
-        return ""
-    matrix = np.array(rows, dtype=np.float64 if numeric else object)
-    worst = float(np.max(np.abs(predictor.predict(matrix) - np.array(golden["predictions"]))))
-    return "" if worst <= golden["tolerance"] else f"its golden rows differ by {worst:.3g}"
+    beside: bool = False
+    """An arm computes in a runtime."""
+    lanes: dict[tuple[int, ...], Lane] = {}
+    """What waits for runtimes, by the arms of its rows."""
 
 
 class Loader:
     """Loads what an edition names, keeping what is loaded already. Runs beside the event loop."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: Shelf, links: Links | None = None) -> None:
         self._shelf = shelf
+        self._links = links
         self._loaded: dict[str, tuple[Predictor, Any]] = {}
 
     def load(self, edition: Edition) -> dict[str, Serving]:
@@ -130,6 +144,8 @@ class Loader:
                     None,
                 ),
                 left_out=tuple(left_out),
+                beside=any(loaded.beside for loaded in arms),
+                lanes={},
             )
         for digest in set(self._loaded) - needed:
             del self._loaded[digest]
@@ -141,8 +157,8 @@ class Loader:
             folder = self._shelf.artefact_folder(arm.artefact)
             try:
                 check_folder(arm.artefact, folder)
-                predictor, package = load_predictor(folder)
-                problem = golden_problem(predictor, folder, numeric=package.signature.numeric)
+                predictor, package = self._load(arm.artefact, folder)
+                problem = _problem(predictor, package, folder)
             except KeepwellError:
                 raise
             except Exception as error:
@@ -154,7 +170,27 @@ class Loader:
             if problem:
                 raise Corrupt(f"{arm.model}/{arm.version} is not served: {problem}.")
             self._loaded[arm.artefact] = (predictor, package)
-        return Loaded(arm=arm, predictor=self._loaded[arm.artefact][0])
+        predictor, package = self._loaded[arm.artefact]
+        return Loaded(arm=arm, predictor=predictor, beside=package.predictor == PROCESS)
+
+    def _load(self, artefact: str, folder: Path) -> tuple[Predictor, Package]:
+        package = read_package_file(folder)
+        if package.predictor != PROCESS:
+            return load_predictor(folder)
+        if self._links is None:
+            raise Unavailable("A model with a process of its own is served by gateways only.")
+        return self._links.open(artefact), package
+
+
+def _problem(predictor: Predictor, package: Package, folder: Path) -> str:
+    try:
+        return golden_problem(predictor, folder, numeric=package.signature.numeric)
+    except Unavailable:
+        # A runtime answers its golden rows itself before it is ready, whenever it begins; that it ended since must
+        # not keep a worker from serving everything else.
+        if package.predictor != PROCESS:
+            raise
+        return ""
 
 
 class Ask(msgspec.Struct):
@@ -183,6 +219,8 @@ class Ask(msgspec.Struct):
     """Its place in the tick, where somebody listens."""
     waits: bool = False
     """The answer may leave once the log is on the disk, and not before."""
+    aside: Callable[[Any], None] | None = None
+    """Takes the request, with its caller, where it is computed beside the tick."""
 
     def refuse(self, status: int, message: str) -> None:
         """Answer with an error, in the words of the request's protocol."""
@@ -214,6 +252,21 @@ class Tick(msgspec.Struct):
         return self.chosen.tolist()  # type: ignore[no-any-return]
 
 
+class Round(msgspec.Struct):
+    """The requests of one tick at one endpoint: read and assigned, and to be computed."""
+
+    serving: Serving
+    asks: list[Ask]
+    edges: list[int]
+    """Where the rows of each request begin, and the end of the last."""
+    matrix: npt.NDArray[Any]
+    placed: Placed
+    batch: Batch
+    """All that is known before the models have answered."""
+    called: float
+    """When it was ready for the models, where somebody listens."""
+
+
 class Desk:
     """Answers batches of requests: assign, predict once an arm, log, answer."""
 
@@ -233,6 +286,8 @@ class Desk:
         self._counter = 0
         self.meters = meters
         self._shadows: list[tuple[Serving, Batch, npt.NDArray[Any]]] = []
+        self.beside: Beside | None = None
+        """Computes what runtimes answer; None: such requests are refused."""
 
     @property
     def ready(self) -> bool:
@@ -254,7 +309,7 @@ class Desk:
         began = time.perf_counter()
         for name, group in by_endpoint.items():
             if hurried:
-                group = [ask for ask in group if not ask.deadline or self._in_time(ask, began)]  # noqa: PLW2901 - what is left of it
+                group = [ask for ask in group if not ask.deadline or self.in_time(ask, began)]  # noqa: PLW2901 - what is left of it
                 if not group:
                     continue
             try:
@@ -270,7 +325,7 @@ class Desk:
                 self.intake.learn(name, size, now - began, now)
             began = now
 
-    def _in_time(self, ask: Ask, now: float) -> bool:
+    def in_time(self, ask: Ask, now: float) -> bool:
         """Tell whether its caller still waits; if not, refuse it before any arm is assigned."""
         if now < ask.deadline:
             return True
@@ -317,38 +372,84 @@ class Desk:
                 self._probe(serving, codec, ask, rows)
             else:
                 good.append(ask)
+        if serving.beside:
+            good = self._set_aside(serving, good)
         if good:
-            self._decide(serving, codec, good)
+            self.decide(serving, good)
 
     def _probe(self, serving: Serving, codec: Codec, ask: Ask, rows: Decoded) -> None:
         for loaded in (*serving.arms, *serving.mirrors):
             if loaded.arm.version == rows.probe:
+                matrix = _wide(_matrix(codec, rows))
+                if loaded.beside:
+                    if self.beside is None:
+                        raise Unavailable(BUSY)
+                    ask.aside = self.beside.probe(serving, loaded, matrix)
+                    return
                 try:
-                    values = _values(loaded, _wide(_matrix(codec, rows)))
-                    if not np.isfinite(values).all():
-                        raise ValueError(NOT_A_NUMBER)  # noqa: TRY301 - the same answer as to what the model raises
+                    values = values_of(loaded.predictor.predict(matrix), len(matrix))
                 except Exception as error:  # noqa: BLE001
                     # A probed challenger's failure is its own.
                     ask.refuse(503, f"{type(error).__name__}: {error}"[:300])
                     return
-                ask.status = 200
-                if ask.protocol is not None:
-                    records = _probed(serving, loaded.arm, values)
-                    ask.answer, ask.content = ask.protocol.encode(serving, ask, records)
-                    return
-                ask.answer = encode(
-                    {
-                        "predictions": [
-                            {"prediction": v, "version": loaded.arm.version}
-                            for v in values.tolist()
-                        ]
-                    }
-                )
+                self.probed(serving, loaded, ask, values)
                 return
         ask.refuse(409, f"Version {rows.probe} is not loaded here.")
 
-    def _decide(self, serving: Serving, codec: Codec, asks: list[Ask]) -> None:
+    @staticmethod
+    def probed(serving: Serving, loaded: Loaded, ask: Ask, values: npt.NDArray[np.float64]) -> None:
+        """Answer a probe."""
+        if not np.isfinite(values).all():
+            ask.refuse(503, f"ValueError: {NOT_A_NUMBER}")
+            return
+        ask.status = 200
+        if ask.protocol is not None:
+            records = _probed(serving, loaded.arm, values)
+            ask.answer, ask.content = ask.protocol.encode(serving, ask, records)
+            return
+        ask.answer = encode(
+            {
+                "predictions": [
+                    {"prediction": v, "version": loaded.arm.version} for v in values.tolist()
+                ]
+            }
+        )
+
+    def _set_aside(self, serving: Serving, asks: list[Ask]) -> list[Ask]:
+        """Let those requests be computed beside whose arms need a runtime; give the others.
+
+        Each set of arms has a lane of its own, so that a slow challenger holds up nobody whom the champion answers.
+        """
+        beside = self.beside
+        if beside is None:
+            raise Unavailable(BUSY)
+        if len(serving.arms) == 1:
+            for ask in asks:
+                ask.aside = beside.lane(serving, (0,))
+            return []
+        # The same rows are placed alike again, when their lane computes them: by their ids, which they keep.
+        made = self.prepare(serving, asks)
+        arms = made.placed.arms
+        left: list[Ask] = []
+        for ask, (start, stop) in zip(asks, pairwise(made.edges), strict=True):
+            places = (0,) if arms is None else tuple(np.unique(arms[start:stop]).tolist())
+            assert ask.rows is not None
+            ask.rows.ids = made.batch.identities(start, stop)
+            if any(serving.arms[place].beside for place in places):
+                ask.aside = beside.lane(serving, places)
+            else:
+                left.append(ask)
+        return left
+
+    def decide(self, serving: Serving, asks: list[Ask]) -> None:
         """Assign, predict, log, answer: in this order."""
+        made = self.prepare(serving, asks)
+        self.conclude(made, self._compute(serving, self.steps(made)))
+
+    def prepare(self, serving: Serving, asks: list[Ask]) -> Round:
+        """Put the rows of requests together and assign them to arms."""
+        codec = serving.codec
+        assert codec is not None
         arrived = time.time_ns() // 1000
         edges = [0]
         n = 0
@@ -411,14 +512,6 @@ class Desk:
             )
         rows_in = matrix.tobytes() if packs else b""
         kind = matrix.dtype.str if packs else "<f8"
-        matrix = _wide(matrix)
-        called = time.perf_counter() if self.noting else 0.0
-        tick = self._predict(serving, matrix, placed.arms, edges)
-        now = time.perf_counter()
-        latencies = [int((now - ask.began) * 1e6) for ask in asks]
-        spent = np.array(latencies, dtype="<u4")
-        if n != len(asks):
-            spent = spent.repeat(np.diff(edges))
         batch = Batch(
             endpoint=serving.edition.name,
             plan=serving.edition.plan,
@@ -433,18 +526,33 @@ class Desk:
             times=times,
             units=units,
             chosen=_packed(placed.logged),
-            answered=_packed(tick.answered),
             features=() if packs else features if alike else _features(asks, codec),
             matrix=rows_in,
             kind=kind,
+            propensities=b"" if placed.propensities is None else placed.propensities.tobytes(),
+        )
+        called = time.perf_counter() if self.noting else 0.0
+        return Round(serving, asks, edges, _wide(matrix), placed, batch, called)
+
+    def conclude(self, made: Round, tick: Tick) -> None:
+        """Log a round that is computed, and write its answers. Raises Unavailable if the log cannot be written."""
+        serving, asks, edges = made.serving, made.asks, made.edges
+        n = made.batch.rows
+        now = time.perf_counter()
+        latencies = [int((now - ask.began) * 1e6) for ask in asks]
+        spent = np.array(latencies, dtype="<u4")
+        if n != len(asks):
+            spent = spent.repeat(np.diff(edges))
+        batch = _replace(
+            made.batch,
+            answered=_packed(tick.answered),
             outputs=tick.outputs.tobytes(),
             classes=tick.outputs.shape[1] if tick.outputs.ndim == 2 else 0,
             latencies=spent.tobytes(),
             statuses=bytes(tick.statuses) if tick.statuses else b"",
             errors=tick.errors,
-            propensities=b"" if placed.propensities is None else placed.propensities.tobytes(),
         )
-        kept = batch
+        kept, matrix, assignment = batch, made.matrix, serving.assignment
         if assignment.log_share < 1:
             # Mirrors compute what is written down of them, and nothing else.
             rows_kept = assignment.written(batch.identities())
@@ -459,24 +567,35 @@ class Desk:
         if self.noting:
             logged = time.perf_counter()
             for ask, (start, stop) in zip(asks, pairwise(edges), strict=True):
-                ask.part = Part(batch, start, stop, called, now, logged)
+                ask.part = Part(batch, start, stop, made.called, now, logged)
         self._reply(serving, asks, edges, batch, tick)
         self._count(serving, tick, latencies, edges)
         if serving.mirrors and kept.rows:
             self._shadows.append((serving, kept, matrix))
 
-    def _predict(
-        self,
-        serving: Serving,
-        matrix: npt.NDArray[Any],
-        chosen: Places | None,
-        edges: list[int],
-    ) -> Tick:
-        """Run one model call an arm; where it fails, see on whose rows, and let the fallback answer those."""
+    def _compute(self, serving: Serving, steps: Steps[Tick]) -> Tick:
+        """Make the model calls of a round here and now; a runtime is not waited for."""
+        try:
+            loaded, part = next(steps)
+            while True:
+                try:
+                    values = self.run(serving, loaded, part)
+                except Exception as error:  # noqa: BLE001
+                    # The model is the user's code; whatever it raises must not end the worker.
+                    loaded, part = steps.throw(error)
+                else:
+                    loaded, part = steps.send(values)
+        except StopIteration as end:
+            tick: Tick = end.value
+            return tick
+
+    def steps(self, made: Round) -> Steps[Tick]:
+        """Ask for one model call an arm; where it fails, see on whose rows, and let the fallback answer those."""
+        serving, matrix, chosen, edges = made.serving, made.matrix, made.placed.arms, made.edges
         n = len(matrix)
         if chosen is None:
             alone = serving.arms[0]
-            tried = _tried(partial(self._run, serving, alone), matrix)
+            tried = yield from _tried(alone, matrix)
             if tried is not None and _finite(tried):
                 return Tick(tried, None, None, None, {})
             found = [(alone, np.arange(n), tried)]
@@ -490,7 +609,7 @@ class Desk:
             for loaded, count in zip(serving.arms, counts.tolist(), strict=False):
                 if count:
                     stop = start + count
-                    tried = _tried(partial(self._run, serving, loaded), moved[start:stop])
+                    tried = yield from _tried(loaded, moved[start:stop])
                     found.append((loaded, order[start:stop], tried))
                     start = stop
             good = [values for _, _, values in found if values is not None]
@@ -499,7 +618,7 @@ class Desk:
                 outputs[order] = good[0] if len(good) == 1 else np.concatenate(good)
                 if _finite(outputs):
                     return Tick(outputs, chosen, None, None, {})
-        return self._rescue(serving, matrix, chosen, edges, found)
+        return (yield from self._rescue(serving, matrix, chosen, edges, found))
 
     def _rescue(
         self,
@@ -508,7 +627,7 @@ class Desk:
         chosen: Places | None,
         edges: list[int],
         found: list[tuple[Loaded, Places, npt.NDArray[np.float64] | None]],
-    ) -> Tick:
+    ) -> Steps[Tick]:
         """Put together what the arms gave where one of them raised, or gave what is no answer."""
         n = len(matrix)
         outputs: npt.NDArray[np.float64] | None = None
@@ -516,8 +635,7 @@ class Desk:
         for loaded, rows, tried in found:
             values = tried
             if values is None:
-                run = partial(self._run, serving, loaded)
-                values = _one_by_one(run, matrix, rows, edges, troubled)
+                values = yield from _one_by_one(loaded, matrix, rows, edges, troubled)
             if not np.isfinite(values).all():
                 bad = ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
                 for k in rows[bad].tolist():
@@ -532,33 +650,39 @@ class Desk:
         assert outputs is not None
         tick = Tick(outputs, chosen, None, None, {})
         if troubled:
-            self._salvage(serving, matrix, tick, troubled, edges)
+            yield from self._salvage(serving, matrix, tick, troubled, edges)
         return tick
 
-    def _run(
+    def run(
         self, serving: Serving, loaded: Loaded, part: npt.NDArray[Any]
     ) -> npt.NDArray[np.float64]:
         """Make one model call, counted whether it succeeds or not."""
+        if loaded.beside:
+            raise Unavailable(BUSY)
         began = time.perf_counter_ns()
         failed = True
         try:
-            values = _values(loaded, part)
+            values = values_of(loaded.predictor.predict(part), len(part))
             failed = False
         finally:
-            spent = time.perf_counter_ns() - began
-            self.meters.ran(
-                serving.edition.name, loaded.arm.version, rows=len(part), spent=spent, failed=failed
-            )
+            self.ran(serving, loaded, rows=len(part), began=began, failed=failed)
         return values
 
+    def ran(self, serving: Serving, loaded: Loaded, *, rows: int, began: int, failed: bool) -> None:
+        """Count one model call that began at ``began`` (``time.perf_counter_ns``)."""
+        spent = time.perf_counter_ns() - began
+        self.meters.ran(
+            serving.edition.name, loaded.arm.version, rows=rows, spent=spent, failed=failed
+        )
+
+    @staticmethod
     def _salvage(
-        self,
         serving: Serving,
         matrix: npt.NDArray[Any],
         tick: Tick,
         troubled: dict[int, str],
         edges: list[int],
-    ) -> None:
+    ) -> Steps[None]:
         """Let the fallback answer the rows that the chosen arm failed on; what is left has no answer."""
         n = len(matrix)
         tick.statuses = bytearray(n)
@@ -569,8 +693,7 @@ class Desk:
         rows = np.array([k for k in sorted(troubled) if chosen[k] != fallback], dtype=np.intp)
         if fallback is not None and len(rows):
             second: dict[int, str] = {}
-            run = partial(self._run, serving, serving.arms[fallback])
-            values = _one_by_one(run, matrix, rows, edges, second)
+            values = yield from _one_by_one(serving.arms[fallback], matrix, rows, edges, second)
             if tick.outputs.shape[1:] != values.shape[1:] and len(rows) == n:
                 tick.outputs = np.full((n, *values.shape[1:]), np.nan)
             fits = tick.outputs.shape[1:] == values.shape[1:]
@@ -678,14 +801,21 @@ class Desk:
     def shadow(self) -> None:
         """Compute and log what the mirrors would have said to requests that are answered."""
         work, self._shadows = self._shadows, []
-        batches = [
-            made
-            for serving, batch, matrix in work
-            for loaded in serving.mirrors
-            if (made := _mirrored(serving, loaded, batch, matrix)) is not None
-        ]
-        if not batches:
-            return
+        batches: list[Batch] = []
+        for serving, batch, matrix in work:
+            for loaded in serving.mirrors:
+                seen = _seen(serving, loaded, batch, matrix)
+                if seen is None:
+                    continue
+                if not loaded.beside:
+                    batches.append(_mirrored(serving, loaded, batch, seen))
+                elif self.beside is not None:
+                    self.beside.mirror(serving, loaded, batch, seen)
+        if batches:
+            self.log_shadows(batches)
+
+    def log_shadows(self, batches: Sequence[Batch]) -> None:
+        """Log what mirrors said."""
         try:
             self._writer.append(batches=batches)
         except Unavailable:
@@ -784,11 +914,11 @@ def _texts(outputs: npt.NDArray[np.float64]) -> list[bytes]:
     return [b"[%s]" % row for row in text[2:-2].split(b"],[")]
 
 
-def _values(loaded: Loaded, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Run a model and see that it gave one answer a row."""
-    values = np.asarray(loaded.predictor.predict(matrix), dtype=np.float64)
-    if values.shape[:1] != (len(matrix),) or values.ndim > 2:
-        raise ValueError(f"it gave answers of shape {values.shape} for {len(matrix)} rows")
+def values_of(given: Any, rows: int) -> npt.NDArray[np.float64]:
+    """See that a model gave one answer a row. Raises ValueError."""
+    values = np.asarray(given, dtype=np.float64)
+    if values.shape[:1] != (rows,) or values.ndim > 2:
+        raise ValueError(f"it gave answers of shape {values.shape} for {rows} rows")
     return values
 
 
@@ -798,24 +928,21 @@ def _finite(values: npt.NDArray[np.float64]) -> bool:
     return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
 
 
-def _tried(
-    run: Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]], matrix: npt.NDArray[Any]
-) -> npt.NDArray[np.float64] | None:
+def _tried(loaded: Loaded, matrix: npt.NDArray[Any]) -> Steps[npt.NDArray[np.float64] | None]:
     try:
-        return run(matrix)
+        return (yield loaded, matrix)
     except Exception:  # noqa: BLE001
-        # The model is the user's code; whatever it raises must not end the worker. Whose rows it was comes out
-        # when each request's are tried alone.
+        # The user's code. Whose rows it was comes out when each request's are tried alone.
         return None
 
 
 def _one_by_one(
-    run: Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]],
+    loaded: Loaded,
     matrix: npt.NDArray[Any],
     rows: npt.NDArray[np.intp],
     edges: list[int],
     troubled: dict[int, str],
-) -> npt.NDArray[np.float64]:
+) -> Steps[npt.NDArray[np.float64]]:
     """Run a model on the rows of each request alone, so that one caller's rows fail nobody else's."""
     outputs: npt.NDArray[np.float64] | None = None
     for start, stop in pairwise(edges):
@@ -824,22 +951,34 @@ def _one_by_one(
             continue
         mine = rows[inside]
         try:
-            values = run(matrix[mine])
+            values = yield loaded, matrix[mine]
             if outputs is None:
                 outputs = np.full((len(rows), *values.shape[1:]), np.nan)
             outputs[inside] = values
         except Exception as error:  # noqa: BLE001
             # The user's code, as above.
-            said = f"{type(error).__name__}: {error}"[:300]
-            troubled.update(dict.fromkeys(mine.tolist(), said))
+            troubled.update(dict.fromkeys(mine.tolist(), told(error)))
     return np.full(len(rows), np.nan) if outputs is None else outputs
 
 
-def _mirrored(
-    serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]
-) -> Batch | None:
-    """Let one mirror answer the rows that it sees; what it raises is recorded, and harms nobody. None: it sees none."""
-    began = time.perf_counter()
+def told(error: Exception) -> str:
+    """Say in a record what a model raised, or why its runtime did not answer."""
+    return (
+        str(error)[:300] if isinstance(error, NAMED) else f"{type(error).__name__}: {error}"[:300]
+    )
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """The rows of a batch that a mirror sees."""
+
+    matrix: npt.NDArray[Any]
+    ids: Sequence[str]
+    times: Sequence[int]
+    units: Sequence[str]
+
+
+def _seen(serving: Serving, loaded: Loaded, batch: Batch, matrix: npt.NDArray[Any]) -> Seen | None:
+    """Give the rows that one mirror sees; None: it sees none."""
     ids, times, units = batch.ids, batch.times or [batch.arrived] * batch.rows, batch.units
     if 0 < loaded.arm.weight < BUCKETS:
         rows = serving.assignment.mirrored(loaded.arm, units, batch.identities).tolist()
@@ -849,17 +988,41 @@ def _mirrored(
         known = batch.identities()
         ids, times = [known[k] for k in rows], [times[k] for k in rows]
         units = [units[k] for k in rows] if units else units
-    n = len(matrix)
-    errors: dict[int, str] = {}
+    return Seen(matrix, ids, times, units)
+
+
+def _mirrored(serving: Serving, loaded: Loaded, batch: Batch, seen: Seen) -> Batch:
+    """Let one mirror answer the rows that it sees; what it raises is recorded, and harms nobody."""
+    began = time.perf_counter()
+    outcome: npt.NDArray[np.float64] | Exception
     try:
-        outputs = _values(loaded, matrix)
+        outcome = values_of(loaded.predictor.predict(seen.matrix), len(seen.matrix))
+    except Exception as error:  # noqa: BLE001
+        # A challenger is the user's code too.
+        outcome = error
+    return mirrored(serving, loaded, batch, seen, outcome, began)
+
+
+def mirrored(
+    serving: Serving,
+    loaded: Loaded,
+    batch: Batch,
+    seen: Seen,
+    outcome: npt.NDArray[Any] | Exception,
+    began: float,
+) -> Batch:
+    """Put what one mirror said to the rows that it saw, or raised, into columns for the log."""
+    n = len(seen.matrix)
+    errors: dict[int, str] = {}
+    outputs: npt.NDArray[Any]
+    if isinstance(outcome, Exception):
+        outputs = np.full(n, np.nan)
+        errors = dict.fromkeys(range(n), told(outcome))
+    else:
+        outputs = outcome
         if not np.isfinite(outputs).all():
             bad = ~np.isfinite(outputs.reshape(n, -1)).all(axis=1)
             errors = dict.fromkeys(np.flatnonzero(bad).tolist(), NOT_A_NUMBER)
-    except Exception as error:  # noqa: BLE001
-        # A challenger is the user's code too.
-        outputs = np.full(n, np.nan)
-        errors = dict.fromkeys(range(n), f"{type(error).__name__}: {error}"[:300])
     statuses = bytearray(n) if errors else bytearray()
     for k in errors:
         statuses[k] = ERROR
@@ -874,9 +1037,9 @@ def _mirrored(
         rows=n,
         prefix=batch.prefix,
         first=batch.first,
-        ids=ids,
-        times=times,
-        units=units,
+        ids=seen.ids,
+        times=seen.times,
+        units=seen.units,
         outputs=outputs.tobytes(),
         classes=outputs.shape[1] if outputs.ndim == 2 else 0,
         latencies=np.array([(time.perf_counter() - began) * 1e6], dtype="<u4").tobytes(),

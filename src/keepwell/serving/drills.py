@@ -17,7 +17,8 @@ from keepwell.core.records.evidence import CheckResult
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-from keepwell.serving.pool import Pool, bind
+from keepwell.serving.pool import Pool
+from keepwell.serving.sockets import bind
 from keepwell.training.artefacts import read_artefact, read_package, unpack_artefact
 
 NAME = "rollback drill"

@@ -26,7 +26,8 @@ from keepwell.core.records.watching import Alert
 from keepwell.serving.accesslog import check_place
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.gate import read_digests
-from keepwell.serving.pool import Pool, bind, reserve
+from keepwell.serving.pool import Pool
+from keepwell.serving.sockets import bind, reserve
 from keepwell.serving.stopping import StopSignal
 from keepwell.serving.terms import Terms
 from keepwell.serving.tls import read_context
@@ -190,7 +191,8 @@ def run_gateway(
 
     SIGHUP replaces all workers, so that they run the code that is on the disk now, without losing a request.
     ``replaced`` is told the ids of those that serve then, and what was wrong if the new ones did not.
-    Without ``grpc_port`` there is no gRPC; 0 takes a free port.
+    Without ``grpc_port`` there is no gRPC; 0 takes a free port. Without ``workers`` nothing listens: editions and
+    runtimes are tended for the processes of an ASGI server (``keepwell.serving.asgi``).
     While the store does not answer, the workers go on with the last edition. Raises Unavailable if the
     port is taken.
     """
@@ -206,9 +208,9 @@ def run_gateway(
     ending.listen()
     again = _Asked(ending)
     signal.signal(signal.SIGHUP, again.ask)
-    held = _grpc_socket(host, grpc_port)
+    held = _grpc_socket(host, grpc_port) if workers else None
     try:
-        listening = bind(host, port)
+        listening = bind(host, port) if workers else socket.socket()
     except Unavailable:
         if held is not None:
             held.close()
@@ -267,7 +269,7 @@ def run_gateway(
                 say(f"keepwell gateway: {said}\n")
             trouble = said or (trouble if time.monotonic() < again_at else "")
             if ready is not None:
-                ready(int(listening.getsockname()[1]), grpc_bound)
+                ready(int(listening.getsockname()[1]) if workers else port, grpc_bound)
                 ready = None
             ending.wait(LOOK_SECONDS)
     finally:

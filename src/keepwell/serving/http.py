@@ -17,6 +17,7 @@ import msgspec
 
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.predictions import Outcome
+from keepwell.serving.beside import Beside
 from keepwell.serving.codec import NOT_JSON, encode, encode_error, event_time
 from keepwell.serving.desk import Ask, Desk
 from keepwell.serving.exposition import CONTENT_TYPE
@@ -174,6 +175,7 @@ class Floor:
         self._held: list[tuple[Ask, Caller, Slot]] = []
         self._syncs = 0
         self._threads = ThreadPoolExecutor(MAX_SYNCS + 1, "sync")
+        desk.beside = Beside(self)
         self.noting = False
         """Somebody listens."""
         self.listeners: list[Listener] = []
@@ -186,7 +188,7 @@ class Floor:
         size = self.size + (ask.size or len(ask.body))
         if size > MAX_PENDING_BYTES:
             refuse(ask, "full", 1.0, f"Over {MAX_PENDING_BYTES:,} bytes of requests are waiting.")
-            self._shed(ask, caller, slot)
+            self.shed(ask, caller, slot)
             return
         self.size = size
         if ask.deadline:
@@ -196,7 +198,8 @@ class Floor:
             self.scheduled = True
             self.loop.call_soon(self.tick)
 
-    def _shed(self, ask: Ask, caller: Caller, slot: Slot) -> None:
+    def shed(self, ask: Ask, caller: Caller, slot: Slot) -> None:
+        """Send a refusal, counted."""
         if slot.note is not None:
             slot.note.ask = ask
         desk = self.desk
@@ -207,7 +210,7 @@ class Floor:
         """Refuse what cannot be answered in time, put off what others cannot wait for, and give the rest."""
         work, later, refused = self.desk.intake.plan(work, time.perf_counter())
         for ask, caller, slot in refused:
-            self._shed(ask, caller, slot)
+            self.shed(ask, caller, slot)
         for ask, caller, slot in later:
             self.submit(ask, caller, slot)  # the answers before it leave between the two ticks
         return work
@@ -245,13 +248,20 @@ class Floor:
             for ask, _, _ in work:
                 if not ask.status:
                     ask.refuse(500, f"{type(error).__name__}: {error}"[:500])
+        self.send(work)
+
+    def send(self, work: list[tuple[Ask, Caller, Slot]]) -> None:
+        """Let answers go that are there: at once, or when the log is on the disk."""
+        desk = self.desk
         waiting = []
         for each in work:
             ask, caller, slot = each
             if ask.waits:
                 waiting.append(each)
-            else:
+            elif ask.aside is None or ask.status:
                 caller.fill(slot, ask.status, ask.answer, content=ask.content)
+            else:
+                ask.aside(each)
         if waiting:
             self._undelivered += len(waiting)
             self.when_durable(partial(self._release, waiting))
@@ -338,7 +348,7 @@ class Floor:
         """Let the requests wait whose plan has no arms for now, and give the others."""
         work, refused = self.gap.part(work)
         for each in refused:
-            self._shed(*each)
+            self.shed(*each)
         if self.gap.held:
             if self._gap_at is not None:
                 self._gap_at.cancel()
@@ -349,14 +359,14 @@ class Floor:
     def _end_waits(self) -> None:
         self._gap_at = None
         for each in self.gap.expired(time.perf_counter()):
-            self._shed(*each)
+            self.shed(*each)
         self._hold([])
 
     def drain(self) -> None:
         """Take no connection for longer than its requests; what waits for a plan is told to come again."""
         self.draining = True
         for each in self.gap.close():
-            self._shed(*each)
+            self.shed(*each)
 
     def _release(self, work: list[tuple[Ask, Caller, Slot]], problem: str) -> None:
         self._undelivered -= len(work)
@@ -386,7 +396,8 @@ class Floor:
     @property
     def waiting(self) -> int:
         """Count the requests that have no answer yet."""
-        return len(self.pending) + len(self._held) + len(self.gap.held) + self._undelivered
+        beside = self.desk.beside.waiting if self.desk.beside is not None else 0
+        return len(self.pending) + len(self._held) + len(self.gap.held) + self._undelivered + beside
 
     def look_at_tokens(self) -> None:
         """Let in whom the file of tokens names now; a head that was read before is read again."""
@@ -746,7 +757,10 @@ class Connection(asyncio.Protocol):
         slot = Slot()
         slot.close = not self._parser.should_keep_alive()
         self._slots.append(slot)
-        method: bytes = self._parser.get_method()
+        self.serve(slot, self._parser.get_method(), began)
+
+    def serve(self, slot: Slot, method: bytes, began: float) -> None:
+        """Answer one request that was read, or let the desk answer it."""
         path = self._url.split(b"?", 1)[0].decode("latin-1")
         if self._floor.noting:
             parent = self._headers.get(b"traceparent", b"")
@@ -1018,8 +1032,8 @@ def _describe(desk: Desk) -> dict[str, Any]:
                 "unit": serving.edition.unit,
                 "time": serving.edition.time,
                 "columns": list(serving.codec.names) if serving.codec else [],
-                "arms": [_arm(loaded.arm) for loaded in serving.arms],
-                "mirrors": [_arm(loaded.arm) for loaded in serving.mirrors],
+                "arms": [_arm(loaded) for loaded in serving.arms],
+                "mirrors": [_arm(loaded) for loaded in serving.mirrors],
                 "cohorts": [
                     {"cohort": cohort.label, "arm": cohort.arm}
                     for cohort in serving.assignment.cohorts
@@ -1031,10 +1045,12 @@ def _describe(desk: Desk) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Any) -> dict[str, Any]:
-    return {
+def _arm(loaded: Any) -> dict[str, Any]:
+    arm = loaded.arm
+    facts = {
         "name": arm.name,
         "version": arm.version,
         "weight": arm.weight,
         "artefact": arm.artefact,
     }
+    return facts | {"runtime": loaded.predictor.state()} if loaded.beside else facts

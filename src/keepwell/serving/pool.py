@@ -16,7 +16,8 @@ import msgspec
 
 from keepwell.core.errors import Unavailable
 from keepwell.serving.meters import fold
-from keepwell.serving.terms import Terms
+from keepwell.serving.runtimes.tended import Runtimes
+from keepwell.serving.terms import TERMS_FILE, Terms
 
 RESPAWN_SECONDS = 0.2
 START_SECONDS = 30.0
@@ -27,43 +28,6 @@ LEAVE_SECONDS = 30.0
 def worker_name(number: int, pid: int) -> str:
     """Name a worker so that no two processes ever share a name."""
     return f"w{number}p{pid}"
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Bind and listen. Raises Unavailable naming what to do when the port is taken."""
-    listening = _bound(host, port)
-    listening.listen(2048)
-    listening.set_inheritable(True)
-    return listening
-
-
-def reserve(host: str, port: int) -> socket.socket:
-    """Hold a port that workers listen at themselves, side by side. Raises Unavailable, as ``bind`` does.
-
-    The socket never listens, so no connection ends in it; the port stays ours while workers come and go.
-    """
-    # A free port is seen without SO_REUSEPORT: with it, a second gateway would share the first one's port unnoticed.
-    with _bound(host, port) as first:
-        port = int(first.getsockname()[1])
-    return _bound(host, port, shared=True)
-
-
-def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        made.bind((host, port))
-    except OSError as error:
-        made.close()
-        raise Unavailable(
-            f"The address {host}:{port} cannot be bound: {error.strerror}.",
-            todo="Another program holds the port, perhaps another 'keepwell up': end it, or set another port"
-            " under [server] in keepwell.toml (0 takes a free one).",
-        ) from error
-    return made
 
 
 class _Worker:
@@ -116,6 +80,9 @@ class Pool:
     ) -> None:
         """``grpc`` is the address, ``host:port``, at which every worker listens for gRPC; empty: none."""
         self._terms = msgspec.json.encode(terms or Terms()).decode()
+        editions.mkdir(parents=True, exist_ok=True)
+        (editions / TERMS_FILE).write_text(self._terms)
+        self.runtimes = Runtimes(editions, terms=terms or Terms())
         self._listening = listening
         self._editions = editions
         self._log = log
@@ -153,6 +120,7 @@ class Pool:
             time.sleep(RESPAWN_SECONDS)
         while len(self._workers) < self._wanted:
             self._workers.append(self._spawn())
+        self.runtimes.tend()
         return dead
 
     def pids(self) -> list[int]:
@@ -275,3 +243,4 @@ class Pool:
                 worker.process.wait()
             worker.forget()
         self._workers, self._coming, self._leaving = [], [], []
+        self.runtimes.stop()

@@ -18,7 +18,8 @@ from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-from keepwell.serving.pool import Pool, bind
+from keepwell.serving.pool import Pool
+from keepwell.serving.sockets import bind
 from keepwell.training.artefacts import unpack_artefact
 
 READY_SECONDS = 30.0

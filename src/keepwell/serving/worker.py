@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from keepwell.serving.gate import Gate
 from keepwell.serving.http import Connection, Floor
 from keepwell.serving.meters import Meters, Standing
 from keepwell.serving.pool import worker_name
+from keepwell.serving.runtimes.links import Links
 from keepwell.serving.segments import SegmentWriter
 from keepwell.serving.stopping import die_with_parent
 from keepwell.serving.terms import Terms
@@ -36,6 +38,8 @@ from keepwell.serving.tls import HANDSHAKE_SECONDS, SHUTDOWN_SECONDS, Tls
 
 LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 5.0
+AGAIN_SECONDS = 5.0
+"""An edition that could not be loaded is tried again so often: a runtime, or a disk, may have recovered."""
 FOLLOWED_SECONDS = 25.0
 """The same where others follow: nobody waits for the end of this one."""
 IDLE_SECONDS = 2.0
@@ -66,27 +70,26 @@ async def serve(
     name = worker_name(number, os.getpid())
     writer = SegmentWriter(log, name=f"{time.time_ns() // 1000:017d}-{name}")
     desk = Desk(writer, worker=name, meters=Meters(meters, worker=name), max_wait=terms.max_wait)
-    loader = Loader(shelf)
+    links = Links(
+        shelf.folder,
+        loop,
+        seconds=terms.runtime_seconds,
+        processes=terms.runtime_processes,
+        number=number,
+    )
+    loader = Loader(shelf, links)
     floor = Floor(desk, loop, Gate(Path(terms.tokens) if terms.tokens else None))
     floor.look_at_tokens()
     if terms.tls_certificate:
         floor.tls = Tls(Path(terms.tls_certificate), Path(terms.tls_key))
-    if terms.access_log:
-        floor.listen(AccessLog(terms.access_log, loop))
-    if terms.traces_endpoint:
-        # By its name, because it needs an extra that most gateways do without.
-        traces = importlib.import_module("keepwell.serving.traces")
-        made = traces.Traces(terms.traces_endpoint, share=terms.traces_share, worker=name)
-        floor.listen(made)
-        # Packing spans is Python in a thread: the loop waits for it a millisecond at a time, not five.
-        sys.setswitchinterval(0.001)
+    listen(floor, terms, worker=name)
     desk.meters.standing = partial(standing_of, floor, writer)
     stop = asyncio.Event()
     followed = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set)
     loop.add_signal_handler(signal.SIGHUP, partial(_set, followed, stop))
-    loaded = await _refresh(floor, loader, shelf)
+    loaded = await refresh(floor, loader, shelf)
     tried = shelf.generation()
     while beside and not loaded and not stop.is_set():
         _tell(told, desk.problem)
@@ -94,31 +97,16 @@ async def serve(
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
         tried = shelf.generation()
-        loaded = await _refresh(floor, loader, shelf)
+        loaded = await refresh(floor, loader, shelf)
     # First, so that a worker that says it is ready is ready by either protocol.
     calls = await _listen_grpc(floor, grpc) if grpc else None
     server = await loop.create_server(
         lambda: Connection(floor), sock=listening, **_secured(floor.tls)
     )
     _tell(told, desk.problem)
-    shared = 0.0
-    failed = -1
-    while not stop.is_set():
-        generation = shelf.generation()
-        if generation not in {desk.edition, failed}:
-            failed = -1 if await _refresh(floor, loader, shelf) else generation
-            _tell(told, desk.problem)
-        if loop.time() - shared > 0.5:
-            desk.meters.share()
-            floor.look_at_tokens()
-            if floor.tls is not None:
-                floor.tls.refresh()
-            shared = loop.time()
-        try:
-            await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
-        except TimeoutError:
-            continue
+    await follow(floor, loader, shelf, stop, told=partial(_tell, told))
     floor.drain()
+    links.stop()
     server.close()
     ending = asyncio.ensure_future(calls.stop(DRAIN_SECONDS)) if calls is not None else None
     began = loop.time()
@@ -136,6 +124,49 @@ async def serve(
         listener.close()
     desk.meters.share()
     writer.close()
+
+
+def listen(floor: Floor, terms: Terms, *, worker: str) -> None:
+    """Let those listen to the requests whom the terms name."""
+    if terms.access_log:
+        floor.listen(AccessLog(terms.access_log, floor.loop))
+    if terms.traces_endpoint:
+        # By its name, because it needs an extra that most gateways do without.
+        traces = importlib.import_module("keepwell.serving.traces")
+        floor.listen(traces.Traces(terms.traces_endpoint, share=terms.traces_share, worker=worker))
+        # Packing spans is Python in a thread: the loop waits for it a millisecond at a time, not five.
+        sys.setswitchinterval(0.001)
+
+
+async def follow(
+    floor: Floor,
+    loader: Loader,
+    shelf: Shelf,
+    stop: asyncio.Event,
+    *,
+    told: Callable[[str], None] | None = None,
+) -> None:
+    """Serve each new edition, share the counters and look at tokens and certificates, until told to stop."""
+    loop, desk = floor.loop, floor.desk
+    shared = 0.0
+    failed, again = -1, 0.0
+    while not stop.is_set():
+        generation = shelf.generation()
+        if generation not in {desk.edition, failed} or (failed >= 0 and loop.time() > again):
+            failed = -1 if await refresh(floor, loader, shelf) else generation
+            again = loop.time() + AGAIN_SECONDS
+            if told is not None:
+                told(desk.problem)
+        if loop.time() - shared > 0.5:
+            desk.meters.share()
+            floor.look_at_tokens()
+            if floor.tls is not None:
+                floor.tls.refresh()
+            shared = loop.time()
+        try:
+            await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+        except TimeoutError:
+            continue
 
 
 def _set(*events: asyncio.Event) -> None:
@@ -194,7 +225,7 @@ async def _listen_grpc(floor: Floor, address: str) -> Any:
     return await protocol.start(floor, address)
 
 
-async def _refresh(floor: Floor, loader: Loader, shelf: Shelf) -> bool:
+async def refresh(floor: Floor, loader: Loader, shelf: Shelf) -> bool:
     """Load the newest edition beside the loop, then flip; the old one answers meanwhile. False if it cannot."""
     loop = asyncio.get_running_loop()
     desk = floor.desk

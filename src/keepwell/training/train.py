@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,13 @@ from keepwell.data.frames import describe_columns
 from keepwell.data.training_sets import read_training_set
 from keepwell.training.artefacts import pack_folder
 from keepwell.training.own import checked, run_own
-from keepwell.training.predictors import PREDICTORS, Predictor, estimator_output, load_predictor
+from keepwell.training.predictors import (
+    PREDICTORS,
+    Predictor,
+    estimator_output,
+    load_predictor,
+    process,
+)
 from keepwell.training.predictors.native import frame_of
 
 TOLERANCE = 1e-6
@@ -106,6 +114,14 @@ def fit_candidate(
             where=f"{where} ({users_line(error)})",
             todo="Mend the training function; it gets (X, y, params, seed).",
         ) from error
+    if candidate.runtime == "process" and isinstance(estimator, str | Path):
+        if (Path(estimator) / "MLmodel").is_file():
+            return Path(estimator)
+        raise InvalidInput(
+            f"Training gave the path {str(estimator)!r}, where no MLflow model lies.",
+            where=where,
+            todo="Return the folder that mlflow.pyfunc.save_model wrote: it has a file MLmodel.",
+        )
     verb = "predict" if model.task == "regression" else "predict_proba"
     if isinstance(estimator, type) or not hasattr(estimator, verb):
         raise InvalidInput(
@@ -141,12 +157,12 @@ def package_candidate(
     """Fit and package into ``folder``; the same inputs give the same artefact. Gives digest, package and metrics."""
     rows = read_training_set(training_set, blobs=blobs)
     older, newer = split_by_time(rows, validation_share)
-    estimator = fit_candidate(model, candidate, older, seed=seed)
+    fitted = fit_candidate(model, candidate, older, seed=seed)
     inputs = inputs_of(newer, model)
     signature = Signature(
         inputs=describe_columns(inputs_of(rows, model)),
         task=model.task,
-        classes=tuple(str(c) for c in getattr(estimator, "classes_", ())),
+        classes=tuple(str(c) for c in getattr(fitted, "classes_", ())),
     )
     # The training part alone says little of what may be missing later: any number may.
     signature = msgspec.structs.replace(
@@ -154,16 +170,15 @@ def package_candidate(
         inputs=tuple(msgspec.structs.replace(c, nullable=True) for c in signature.inputs),
     )
     sample = matrix_of(inputs, signature)
-    expected = _output(
-        estimator, inputs, signature, where=f"candidate {candidate.name!r} of model {model.name!r}"
-    )
     package = Package(
         model=model.name,
         candidate=candidate.name,
         predictor="",
         signature=signature,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        requirements=installed_requirements(),
+        requirements=installed_requirements()
+        if candidate.runtime == "worker"
+        else process.requirements(candidate.environment),
         code=project.code(model.name),
         revision=code_revision(Path(candidate.train.__code__.co_filename).parent),
         training_set=training_set.content,
@@ -173,11 +188,16 @@ def package_candidate(
             for k, v in candidate.params.items()
         },
         own_modules=(candidate.train.__module__,),
+        environment=candidate.environment,
     )
-    package, predictor = _prove(estimator, package, sample, expected, folder)
+    estimator = process.Folder(fitted, package=package) if isinstance(fitted, Path) else fitted
+    where = f"candidate {candidate.name!r} of model {model.name!r}"
+    expected = _output(estimator, inputs, sample, signature, where=where)
+    kinds = ("process",) if candidate.runtime == "process" else _PREFERENCE
+    package, predictor = _prove(estimator, package, sample, expected, folder, kinds)
     predictions = predictor.predict(sample)
     baseline = baseline_output(model, inputs)
-    _write(folder, newer, inputs, package, sample, predictions, baseline)
+    _write(folder, newer, inputs, package, sample, predictions, baseline, predictor)
     labels = newer.get_column(LABEL).to_numpy()
     metrics = {
         "validation_loss": float(np.mean(loss_rows(model.task, labels, predictions))),
@@ -189,11 +209,20 @@ def package_candidate(
 
 
 def _output(
-    estimator: Any, inputs: pl.DataFrame, signature: Signature, *, where: str
+    estimator: Any,
+    inputs: pl.DataFrame,
+    sample: npt.NDArray[Any],
+    signature: Signature,
+    *,
+    where: str,
 ) -> npt.NDArray[np.float64]:
     """Give what the estimator says of the validation rows. Raises InvalidInput if that is not a number for each."""
     predicted = run_own(
-        lambda: estimator_output(estimator, inputs, signature=signature),
+        lambda: (
+            estimator.outputs(sample)
+            if isinstance(estimator, process.Folder)
+            else estimator_output(estimator, inputs, signature=signature)
+        ),
         where=f"{where}: predicting the validation rows",
     )
     return checked(predicted, inputs.height, where=f"{where}: its predictions", flat=False)
@@ -214,15 +243,21 @@ def _prove(
     sample: npt.NDArray[Any],
     expected: npt.NDArray[np.float64],
     folder: Path,
+    kinds: Sequence[str],
 ) -> tuple[Package, Predictor]:
-    """Take the fastest kind whose predictions equal the estimator's on every validation row."""
+    """Take the first of the kinds, fastest first, whose predictions equal the estimator's on every validation row."""
     tried = []
-    for name in _PREFERENCE:
+    for name in kinds:
         trial = folder / ".trial"
         shutil.rmtree(trial, ignore_errors=True)
         trial.mkdir(parents=True)
         kind = PREDICTORS.load(name)
-        if not kind.convert(estimator, signature=package.signature, folder=trial, sample=sample):
+        held = run_own(
+            partial(kind.convert, signature=package.signature, folder=trial, sample=sample),
+            estimator,
+            where=f"candidate {package.candidate!r}: packaging it",
+        )
+        if not held:
             tried.append(f"{name}: cannot hold it")
             continue
         named = msgspec.structs.replace(package, predictor=name)
@@ -245,7 +280,8 @@ def _prove(
     raise InvalidInput(
         f"No predictor can stand for the estimator {type(estimator).__name__} ({'; '.join(tried)}).",
         where=f"candidate {package.candidate!r}",
-        todo="Return a scikit-learn, LightGBM or XGBoost estimator that can be pickled.",
+        todo="Return a scikit-learn, LightGBM or XGBoost estimator that can be pickled; for anything else declare"
+        ' runtime="process" and give your class save(folder) and load(folder).',
     )
 
 
@@ -257,6 +293,7 @@ def _write(
     sample: npt.NDArray[Any],
     predictions: npt.NDArray[np.float64],
     baseline: npt.NDArray[np.float64],
+    predictor: Predictor,
 ) -> None:
     own = [ID, TIME, UNIT, LABEL, *(c for c in newer.columns if c.startswith(SLICE))]
     judged = newer.select(own).with_columns(
@@ -266,7 +303,6 @@ def _write(
         folder / "validation.parquet", compression="zstd", compression_level=3, statistics=False
     )
     golden = sample[:: max(1, len(sample) // GOLDEN_ROWS)][:GOLDEN_ROWS]
-    predictor, _ = load_predictor(folder)
     rows = [[_plain(v) for v in row] for row in golden]
     (folder / "golden.json").write_bytes(
         canonical(

@@ -5,12 +5,81 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import requests
+import uvicorn
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+from mlflow.types.schema import ColSpec, Schema
+
+CODE = """
+import mlflow
+
+
+class Ten(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        assert list(model_input.columns) == ["x", "flag", "dep delay"]
+        return model_input["x"].fillna(100.0).to_numpy() + 10
+
+
+mlflow.models.set_model(Ten())
+"""
+ROW = {"x": 1.0, "flag": True, "dep delay": 2.0}
+SPLIT = {"columns": [*ROW, "more"], "data": [[1.0, True, 2.0, "z"]]}
+JSON = "application/json"
+ODD = {
+    "records": ({"dataframe_records": [{**ROW, "more": "a", "besides": None}]}, JSON),
+    "in one record": ({"dataframe_records": [ROW, {**ROW, "more": 1}]}, JSON),
+    "lists": ({"dataframe_records": [{**ROW, "more": [1, 2]}]}, JSON),
+    "split": ({"dataframe_split": SPLIT}, JSON),
+    "another order": (
+        {"dataframe_split": {"columns": ["more", *reversed(ROW)], "data": [["z", 2.0, True, 5.0]]}}, JSON,
+    ),
+    "twice": ({"dataframe_split": {"columns": [*ROW, "m", "m"], "data": [[1.0, True, 2.0, 3, 4]]}}, JSON),
+    "twice a known one": ({"dataframe_split": {"columns": [*ROW, "x"], "data": [[1.0, True, 2.0, 3]]}}, JSON),
+    "instances": ({"instances": [{**ROW, "more": 1}]}, JSON),
+    "columns": ({"inputs": {**{name: [value] for name, value in ROW.items()}, "more": [7]}}, JSON),
+    "csv": ("x,flag,dep delay,more\n1,True,2,z\n", "text/csv"),
+    "a field": ({"dataframe_records": [ROW], "more": 1}, JSON),
+}  # fmt: skip
+"""What has columns that no signature names."""
+
+
+def asked(url: str, body: object, kind: str) -> list:
+    content = body if isinstance(body, str) else json.dumps(body)
+    done = requests.post(f"{url}/invocations", data=content, headers={"Content-Type": kind})
+    said = done.json()
+    return [done.status_code, said.get("predictions"), said.get("ignored")]
+
+
+@contextmanager
+def real_server(folder: Path) -> Iterator[str]:
+    """MLflow's own scoring server with a model of the same columns."""
+    (folder / "ten.py").write_text(CODE)
+    kinds = {"x": "double", "flag": "boolean", "dep delay": "double"}
+    inputs = Schema([ColSpec(kind, name, required=False) for name, kind in kinds.items()])
+    signature = ModelSignature(inputs=inputs, outputs=Schema([ColSpec("double")]))
+    mlflow.pyfunc.save_model(
+        folder / "ten", python_model=str(folder / "ten.py"), signature=signature, pip_requirements=["mlflow"]
+    )  # fmt: skip
+    app = scoring_server.init(mlflow.pyfunc.load_model(str(folder / "ten")))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    running = threading.Thread(target=server.run)
+    running.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    running.join()
 
 
 def main() -> None:
@@ -29,10 +98,12 @@ def main() -> None:
     found = {"version": client.get_version()}
     answer = client.invoke(frame, params={"ids": ["mlflow-a", "mlflow-b"]})
     found["frame"] = answer.get_predictions()[0].tolist()
+    found["frame ignored"] = answer["ignored"]
     found["array"] = client.invoke(np.array([[1.0, 1.0, 0.0], [2.0, 0.0, 0.0]]))["predictions"]
-    found["with units"] = client.invoke(
+    named = client.invoke(
         frame.assign(user=["ann", "bo"]), params={"ids": ["mlflow-c", "mlflow-d"]}
-    )["predictions"]
+    )
+    found["with units"], found["units ignored"] = named["predictions"], named["ignored"]
 
     def post(content: str, kind: str = "application/json", path: str = "/invocations") -> list:
         done = requests.post(
@@ -60,6 +131,9 @@ def main() -> None:
         client.invoke(frame.drop(columns="x"))
     except Exception as error:  # noqa: BLE001 - the client raises nothing finer
         found["missing"] = str(error)
+    with real_server(Path(place).parent) as real:
+        for side, url in (("ours", client.url_prefix), ("real", real)):
+            found[side] = {name: asked(url, *sent) for name, sent in ODD.items()}
     many = ScoringServerClient("127.0.0.1", named_port)
     many.ping()
     try:

@@ -28,9 +28,9 @@ from keepwell.core.errors import Unavailable
 from keepwell.core.settings import ServerSettings
 from keepwell.serving import protocols
 from keepwell.serving.gateway import _grpc_socket
-from keepwell.serving.pool import reserve
 from keepwell.serving.protocols.grpc import SERVICE, InferRequest, message_of
 from keepwell.serving.protocols.tensors import NUMPY
+from keepwell.serving.sockets import reserve
 
 
 @pytest.fixture(scope="module")

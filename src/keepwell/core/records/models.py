@@ -48,7 +48,7 @@ class Package(Value, frozen=True, kw_only=True):
     model: str
     candidate: str
     predictor: str
-    """Name in the predictors' catalog: ``onnx``, ``linear``, ``native``."""
+    """Name in the predictors' catalog: ``onnx``, ``linear``, ``native``, ``process``."""
     signature: Signature
     python: str
     requirements: tuple[str, ...]
@@ -60,6 +60,8 @@ class Package(Value, frozen=True, kw_only=True):
     params: dict[str, str | int | float | bool | None]
     own_modules: tuple[str, ...] = ()
     """The project's modules whose classes the estimator may be made of."""
+    environment: str = ""
+    """Name of the Python environment in which a process runs the model; empty: the gateway's own."""
     equal_rows: int = 0
     """Validation rows on which the predictor was proved equal to the fitted estimator."""
     largest_difference: float = 0.0

@@ -60,6 +60,9 @@ class Invocations:
 
     bad_input = 400
 
+    def __init__(self) -> None:
+        self._ignored: list[str] = []
+
     def decode(self, serving: Serving, body: bytes, headers: Mapping[bytes, bytes]) -> Decoded:
         """See ``WireProtocol``."""
         codec = serving.codec
@@ -78,6 +81,8 @@ class Invocations:
         places = _places(codec, names)
         features = _typed(codec, rows, places)
         fields = serving.edition
+        used = {*codec.names, *codec.extra}
+        self._ignored = [name for name in places if name not in used]
         return Decoded(
             features=features,
             matrix=np.array(features, dtype=np.float64 if codec.numeric else object).reshape(
@@ -97,15 +102,19 @@ class Invocations:
         )
 
     def encode(self, serving: Serving, ask: Ask, answers: Answers) -> tuple[bytes, bytes]:
-        """See ``WireProtocol``. The ids stand beside the predictions, as MLflow lets a server add fields."""
+        """See ``WireProtocol``. What is ours stands beside the predictions, as MLflow lets a server add fields.
+
+        Its own server warns in its log of columns that it ignores; here the caller is told.
+        """
         del serving, ask
-        return encode(
-            {
-                "predictions": answers.outputs.tolist(),
-                "ids": answers.ids,
-                "versions": [one.version for one in answers.answerers],
-            }
-        ), JSON
+        told = {
+            "predictions": answers.outputs.tolist(),
+            "ids": answers.ids,
+            "versions": [one.version for one in answers.answerers],
+        }
+        if self._ignored:
+            told["ignored"] = self._ignored
+        return encode(told), JSON
 
     def error(self, status: int, message: str) -> bytes:
         """See ``WireProtocol``."""
@@ -247,7 +256,9 @@ def _places(codec: Codec, names: Sequence[str]) -> dict[str, int]:
     """Find each needed column. Columns besides them are ignored, as MLflow's schemas do."""
     places = {name: k for k, name in enumerate(names)}
     if len(places) != len(names):
-        raise InvalidInput("A column is there twice.")
+        for name in (*codec.names, *codec.extra):
+            if names.count(name) > 1:
+                raise InvalidInput(f"The column {name!r} is there twice.")
     for name in codec.names:
         if name not in places:
             raise InvalidInput(

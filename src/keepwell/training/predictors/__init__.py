@@ -19,6 +19,7 @@ PREDICTORS = Catalog(
         "linear": "keepwell.training.predictors.linear:KIND",
         "onnx": "keepwell.training.predictors.onnx:KIND",
         "native": "keepwell.training.predictors.native:KIND",
+        "process": "keepwell.training.predictors.process:KIND",
     },
 )
 
@@ -51,15 +52,34 @@ class Kind(Protocol):
         ...
 
 
-def load_predictor(folder: Path) -> tuple[Predictor, Package]:
-    """Load the predictor of an unpacked artefact. Raises Corrupt, NotFound for an unknown kind."""
+def read_package_file(folder: Path) -> Package:
+    """Read what an unpacked artefact says of itself. Raises Corrupt."""
     try:
-        package = msgspec.json.decode((folder / "package.json").read_bytes(), type=Package)
+        return msgspec.json.decode((folder / "package.json").read_bytes(), type=Package)
     except (OSError, msgspec.DecodeError) as error:
         raise Corrupt(f"package.json cannot be read: {error}.", where=str(folder)) from error
+
+
+def load_predictor(folder: Path) -> tuple[Predictor, Package]:
+    """Load the predictor of an unpacked artefact. Raises Corrupt, NotFound for an unknown kind."""
+    package = read_package_file(folder)
     module = PREDICTORS.load(package.predictor)
     predictor: Predictor = module.load(folder, package=package)
     return predictor, package
+
+
+def golden_problem(predictor: Predictor, folder: Path, *, numeric: bool) -> str:
+    """Let a freshly loaded predictor answer its golden rows; say what is wrong, or nothing."""
+    try:
+        golden = msgspec.json.decode((folder / "golden.json").read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        return f"golden.json cannot be read: {error}"
+    rows = golden["rows"]
+    if not rows:
+        return ""
+    matrix = np.array(rows, dtype=np.float64 if numeric else object)
+    worst = float(np.max(np.abs(predictor.predict(matrix) - np.array(golden["predictions"]))))
+    return "" if worst <= golden["tolerance"] else f"its golden rows differ by {worst:.3g}"
 
 
 def estimator_output(

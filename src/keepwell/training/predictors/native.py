@@ -89,6 +89,19 @@ def frame_of(rows: npt.NDArray[Any], *, signature: Signature) -> Any:
     return pl.DataFrame(columns)
 
 
+def unpickled(content: bytes, *, own: tuple[str, ...], name: str) -> Any:
+    """Load a pickle of an estimator after the scan, by the same names again. Raises Refused, Corrupt."""
+    scan = pickle_scan(content, own=own)
+    if scan.verdict != "pass":
+        raise Refused(f"The pickle is refused: {scan.message}.", where=name)
+    try:
+        return _Restricted(io.BytesIO(content), own=own).load()
+    except Refused:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever its opcodes happen to meet
+        raise Corrupt(f"The pickle cannot be loaded: {error}.", where=name) from error
+
+
 class _Native:
     """The kind ``native``."""
 
@@ -106,20 +119,11 @@ class _Native:
 
     def load(self, folder: Path, *, package: Package) -> NativePredictor:
         """See ``keepwell.training.predictors.Kind``."""
-        own = tuple(package.own_modules)
         try:
             content = (folder / FILE).read_bytes()
         except OSError as error:
             raise Corrupt(f"{FILE} cannot be read: {error}.", where=str(folder)) from error
-        scan = pickle_scan(content, own=own)
-        if scan.verdict != "pass":
-            raise Refused(f"{FILE} is refused: {scan.message}.", where=str(folder))
-        try:
-            estimator = _Restricted(io.BytesIO(content), own=own).load()
-        except Refused:
-            raise
-        except Exception as error:  # a damaged pickle raises whatever its opcodes happen to meet
-            raise Corrupt(f"{FILE} cannot be loaded: {error}.", where=str(folder)) from error
+        estimator = unpickled(content, own=tuple(package.own_modules), name=str(folder / FILE))
         return NativePredictor(estimator, signature=package.signature)
 
 
