@@ -2,6 +2,7 @@
 
 import sqlite3
 
+import msgspec
 import pytest
 from tests.lifecycle.parts import DAY
 from tests.serving.live import Live
@@ -9,7 +10,7 @@ from tests.serving.live import Live
 from keepwell.core.errors import Conflict, InvalidInput, NotFound
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.models import Alias
-from keepwell.core.records.rollouts import Look
+from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.statements import read_evidence
 from keepwell.serving.compaction import Compactor
 
@@ -350,3 +351,18 @@ def test_a_factorial_that_is_not_whole_is_refused(tmp_path, factors, says):
     live = Live(tmp_path, versions=4)
     with pytest.raises(InvalidInput, match=says):
         live.start("multivariate", others=[3, 4], rules={"factors": factors})
+
+
+def test_a_rollout_that_an_earlier_version_began_goes_on(live):
+    live.start("canary", rules={"min_rows": 100})
+    with live.store.transaction(actor="ana") as transaction:
+        rollout = transaction.get(Rollout, "r")
+        transaction.replace(
+            msgspec.structs.replace(
+                rollout, stages=(), since_plan=0, revision=rollout.revision + 1,
+                settings={"strategy": "canary", "alpha": 0.05, "min_rows": 100, "canary_share": 0.05},
+                memory={"cursor": "{}", "plan before": 1},
+            )
+        )  # fmt: skip
+    live.run(requests=200)
+    assert (live.rollout.state, live.serving()) == ("promoted", {2: 10_000})

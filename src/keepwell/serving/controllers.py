@@ -57,6 +57,24 @@ def rules_of(
     return found
 
 
+def carried_over(rollout: Rollout) -> Rollout:
+    """Give a rollout that an earlier version began in the form of today: one stage, its rules by its name."""
+    if rollout.stages:
+        return rollout
+    names = STRATEGIES.load(rollout.strategy).rules.__struct_fields__
+    old = {name: value for name, value in rollout.settings.items() if name in names}
+    memory = dict(rollout.memory)
+    if isinstance(memory.get("cursor"), str):
+        memory["cursor"] = msgspec.json.decode(memory["cursor"], type=dict[str, int])
+    return msgspec.structs.replace(
+        rollout,
+        stages=(rollout.strategy,),
+        settings={rollout.strategy: rules_of(rollout.strategy, old)},
+        memory=memory,
+        since_plan=int(memory.get("plan before") or 0) + 1,
+    )
+
+
 def state_of(rollout: Rollout, *, store: Reader, gain: Gain, labels: Labels) -> State:
     """Give what a rollout's strategy knows beside the observations. Raises NotFound."""
     versions = [_version(rollout.model, number, store) for number in rollout.challengers]
@@ -76,7 +94,7 @@ def state_of(rollout: Rollout, *, store: Reader, gain: Gain, labels: Labels) -> 
             arm_of(version, name="challenger" if place == 1 else f"challenger-{place}")
             for place, version in enumerate(versions, 1)
         ),
-        rules=msgspec.convert(rollout.settings[rollout.strategy], kind),
+        rules=msgspec.convert(carried_over(rollout).settings[rollout.strategy], kind),
         memory=rollout.memory,
         plan=plan.revision if plan else 0,
         unit=endpoint.unit if endpoint else "",

@@ -27,6 +27,7 @@ from keepwell.serving.controllers import (
     answer_digest,
     ask,
     begin,
+    carried_over,
     gathering_of,
     rules_of,
     state_of,
@@ -248,7 +249,7 @@ class RolloutDriver:
             began = time.monotonic()
             if began < self._resting.get(rollout.id, 0.0):
                 continue
-            ended += self._look(rollout)
+            ended += self._look(carried_over(rollout))
             spent = time.monotonic() - began
             self._resting[rollout.id] = time.monotonic() + PATIENCE * spent
         return ended

@@ -117,7 +117,7 @@ def _status(given: argparse.Namespace, state: State, found: Rollout) -> int:
         print_json({"rollout": found, "looks": looks, "plans": plans})
         return 0
     stages = " -> ".join(
-        f"[{name}]" if place == found.stage else name for place, name in enumerate(found.stages)
+        f"[{name}]" if place == found.stage else name for place, name in enumerate(found.way)
     )
     lines = [f"{found.id}: {found.change} at {found.endpoint} by {stages}: {found.state}"]
     if found.reason:

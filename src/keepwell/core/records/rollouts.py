@@ -69,6 +69,11 @@ class Rollout(Record, frozen=True, kw_only=True):
         return (self.challenger, *self.others)
 
     @property
+    def way(self) -> tuple[str, ...]:
+        """List the strategies of all stages."""
+        return self.stages or (self.strategy,)
+
+    @property
     def change(self) -> str:
         """Say from which version to which, in short."""
         before = "" if self.champion is None else f"v{self.champion} -> "
