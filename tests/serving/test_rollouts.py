@@ -119,6 +119,7 @@ def test_blue_green_moves_all_traffic_at_once_and_keeps_blue_at_hand(live):
     live.driver.look()
     assert live.serving() == {2: 10_000, 1: 0}
     assert live.plan.cohorts[0].values == ("blue",)
+    assert live.plan.fallback == "champion"  # blue answers where green fails
     live.run(requests=10)
     assert ended(live) == ("promoted", {2: 10_000})
 

@@ -78,9 +78,10 @@ class BlueGreen:
                 measured,
             )
         return Answer(
+            # The first of several arms answers where another one fails: blue stands in for green.
             arms=(
-                msgspec.structs.replace(green, weight=BUCKETS),
                 msgspec.structs.replace(blue, weight=0),
+                msgspec.structs.replace(green, weight=BUCKETS),
             ),
             cohorts=(Cohort(arm=CHAMPION, header=rules.header, values=("blue",)),),
             reason="all traffic is on green",

@@ -1,0 +1,368 @@
+"""Every rollout strategy, over HTTP, on the flights example: the better version ends up serving, and no request fails."""
+
+import json
+import shutil
+import threading
+import time
+import urllib.request
+
+import pytest
+from tests.stories.projects import Up, keepwell, kill, processes_of, state_of, wait_until
+from tests.stories.rivals import MODEL, Callers, flights_to_ask, rivals
+
+from keepwell.core.records.evidence import Evidence
+from keepwell.core.records.models import Alias
+from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.traffic import TrafficPlan
+from keepwell.core.statements import read_evidence
+from keepwell.serving.plans import latest_plan
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.services,
+    pytest.mark.xdist_group("strategies"),
+    pytest.mark.timeout(500),
+]
+
+RULES = """
+[strategies.shadow]
+tolerance = 0.4
+min_rows = 200
+
+[strategies.canary]
+steps = [0.1, 0.5]
+min_rows = 30
+
+[strategies.ab]
+min_rows = 100
+tuned_for = 200
+"""
+
+
+class Story:
+    """The told project, up and running, with its rivals and its callers."""
+
+    def __init__(self, folder):
+        path = folder / "keepwell.toml"
+        text = path.read_text().partition("# The demo listens here")[0]
+        # Renewals are another story: here only rollouts move traffic.
+        path.write_text(
+            text.replace("[monitors]", "[monitors]\nretrain_on = []")
+            + "\n[server]\nport = 0\ngateway_port = 0\n"
+            + RULES
+        )
+        self.folder = folder
+        self.state = state_of(folder)
+        rows = flights_to_ask(self.state, since="2013-05-03", until="2013-08-01", every=3)
+        rivals(self.state, folder / "rivals", rows)
+        self.up = Up(folder).__enter__()
+        self.callers = Callers(self.state, rows, since="2013-05-03", until="2013-08-01")
+        self.ended = []
+        self.failed_before = self.retried_before = 0
+
+    def close(self):
+        self.callers.close()
+        self.up.__exit__()
+
+    def post(self, collection, body, *, who="carol"):
+        request = urllib.request.Request(
+            f"{self.up.dashboard}/api/v1/{collection}", data=json.dumps(body).encode(), method="POST",
+            headers={"x-keepwell-user": who, "content-type": "application/json"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    @property
+    def plan(self):
+        return latest_plan(MODEL, store=self.state.store)
+
+    def start(self, strategy, *versions, **rules):
+        body = {"model": MODEL, "versions": versions, "strategy": strategy, "rules": rules}
+        id = self.post("rollouts", body)["id"]
+        if self.plan.arms:
+            self.wait_for_plan()
+        return id
+
+    def wait_for_plan(self):
+        """Wait until the gateway answers by the plan in force."""
+        wait_until(lambda: self.callers.ask()[2] == self.plan.revision, seconds=20)
+
+    def serve(self, version):
+        """Let a version answer, by hand."""
+        for open in self.state.store.find(Rollout, {"state": "running"}):
+            self.post("steerings", {"rollout": open.id, "verb": "rollback", "reason": "it was left"})
+        arms = self.plan.arms
+        if len(arms) != 1 or arms[0].version != version:
+            self.start("basic", version)
+        self.wait_for_plan()
+        _, self.failed_before, self.retried_before = self.callers.counts
+
+    @property
+    def failed(self):
+        """Requests of this part of the story that did not get 200."""
+        return self.callers.counts[1] - self.failed_before
+
+    def rollout(self, id):
+        return self.state.store.get(Rollout, id)
+
+    def drive(self, id, *, days=30, meanwhile=lambda day: None):
+        """Send flights until the rollout has ended; gives it."""
+        for day in range(days):
+            self.callers.send_day()
+            meanwhile(day)
+            if self.rollout(id).state != "running":
+                break
+        return self.rollout(id)
+
+    def body(self, id):
+        """What the verified evidence of a rollout says."""
+        rollout = self.rollout(id)
+        (row,) = self.state.store.find(Evidence, {"procedure": id})
+        assert row.envelope == rollout.evidence
+        said = read_evidence(row, blobs=self.state.blobs, verifier=self.state.verifier).predicate
+        assert said["reason"] == rollout.reason
+        return said
+
+    def last_look(self, id):
+        return self.state.store.find(Look, {"rollout": id}, order=["-number"], limit=1)[0]
+
+    def tells(self, id, *, state, serves, why, retried=False):
+        """See that a rollout ended as it had to, and that everything that tells of it agrees."""
+        rollout = self.rollout(id)
+        assert rollout.state == state, (rollout.reason, self.last_look(id))
+        assert why in rollout.reason
+        self.wait_for_plan()
+        assert self.callers.serving() == {serves}
+        assert self.state.store.get(Alias, MODEL, "champion").version == serves
+        said = self.body(id)
+        assert (said["verdict"], said["plan"]) == (
+            "pass" if state == "promoted" else "fail",
+            self.plan.revision,
+        )
+        entries = [e for e in self.state.store.audit(limit=100_000) if id in str(e)]
+        assert any(e.reason == rollout.reason[:500] for e in entries)
+        replayed = self.state.rollouts.replay(id)
+        assert replayed.same, replayed.differences
+        assert self.failed == 0
+        assert retried or self.callers.counts[2] == self.retried_before
+        self.ended.append(id)
+        return said
+
+    def kill_one(self, name):
+        """Pull the plug on one process, and see another one take its place."""
+        before = processes_of(self.folder)[name]
+        kill(before)
+        wait_until(lambda: processes_of(self.folder).get(name, before) != before, seconds=30)
+
+
+@pytest.fixture(scope="module")
+def story(original, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("strategies") / "flights"
+    shutil.copytree(original, folder)
+    made = Story(folder)
+    yield made
+    made.close()
+
+
+def test_basic_lets_the_new_version_answer_at_once(story):
+    story.serve(4)
+    shown = keepwell(
+        "rollout", "start", f"{MODEL}/2", "--strategy", "basic", "--as", "carol", "--json", folder=story.folder
+    )  # fmt: skip
+    id = json.loads(shown.stdout)["rollout"]["id"]
+    story.tells(id, state="promoted", serves=2, why="replaced at once, as declared")
+
+
+def test_recreate_holds_every_request_while_nobody_answers(story):
+    story.serve(4)
+    id = story.start("recreate", 2, down_seconds=2.0)
+    assert story.plan.arms == ()
+    waited = [0.0]
+    while story.rollout(id).state == "running":
+        began = time.monotonic()
+        story.callers.send_some(5)
+        time.sleep(0.02)
+        waited.append(time.monotonic() - began)
+    assert max(waited) > 1.0
+    assert sum(seconds > 1.0 for seconds in waited) <= 2  # one gap, not many
+    story.tells(id, state="promoted", serves=2, why="the old version was stopped first")
+
+
+def test_blue_green_refuses_a_green_that_errs_on_trial(story):
+    story.serve(2)
+    id = story.start("blue-green", 5, min_rows=200)
+    assert story.callers.ask(**{"x-keepwell-arm": "green"})[:2] == (200, 5)
+    story.drive(id)
+    said = story.tells(id, state="refused", serves=2, why="green erred in")
+    assert said["measured"]["errors"] > 5
+
+
+def test_blue_green_returns_to_blue_when_green_errs_after_the_switch(story):
+    story.serve(2)
+    id = story.start("blue-green", 5, min_rows=10)
+    for _ in range(15):  # green knows the age of this plane
+        story.callers.ask()
+    wait_until(lambda: story.callers.ask()[1] == 5, seconds=20)
+    assert story.rollout(id).state == "running"
+    assert story.callers.ask(**{"x-keepwell-arm": "blue"})[1] == 2
+    story.drive(id)
+    said = story.tells(id, state="rolled back", serves=2, why="after the switch")
+    assert said["measured"]["errors"] > 5
+
+
+def test_blue_green_promotes_a_green_that_holds(story):
+    story.serve(4)
+    id = story.start("blue-green", 2, min_rows=100, keep_seconds=1.0)
+    story.drive(id)
+    story.tells(id, state="promoted", serves=2, why="requests since the switch, 0 of them errors")
+
+
+def test_a_canary_that_raises_is_rolled_back_though_a_worker_of_the_gateway_is_killed(story):
+    story.serve(2)
+    id = story.start("canary", 5, steps=[0.2], min_rows=5_000)
+    story.callers.send_some(60)
+    killer = threading.Timer(0.05, story.kill_one, ["gateway-worker"])
+    killer.start()
+    story.drive(id)
+    killer.join()
+    said = story.tells(
+        id, state="rolled back", serves=2, why="more errors than the champion", retried=True
+    )
+    assert said["measured"]["champion_errors"] == 0
+
+
+def test_shadow_refuses_answers_that_are_far_from_those_sent(story):
+    story.serve(2)
+    id = story.start("shadow", 4)
+    story.drive(id)
+    said = story.tells(id, state="refused", serves=2, why="differ by more than 0.4")
+    assert said["measured"]["shift"] > 0.3
+    assert len(said["measured"]["examples"]) == 5
+
+
+def test_champion_challenger_promotes_the_one_that_was_closer_to_what_came(story):
+    story.serve(4)
+    id = story.start("champion-challenger", 2, min_rows=300)
+    story.drive(id)
+    said = story.tells(id, state="promoted", serves=2, why="valid at any time")
+    assert said["measured"]["low"] > 0
+
+
+def test_ab_comes_to_its_verdict_though_the_worker_is_killed_in_the_middle(story):
+    story.serve(4)
+    id = story.start("ab", 2)
+
+    def meanwhile(day):
+        if day == 0:
+            assert story.rollout(id).state == "running"
+            story.kill_one("worker")
+
+    story.drive(id, meanwhile=meanwhile)
+    said = story.tells(id, state="promoted", serves=2, why="gain per unit")
+    assert said["measured"]["gain"]["challenger"]["low"] > 0
+    assert said["measured"]["contaminated"] == 0
+
+
+def test_multivariate_promotes_the_best_combination_and_tells_each_effect(story):
+    story.serve(7)
+    levels = {2: ("0", "1"), 4: ("2.5", "1"), 6: ("0", "0.2"), 7: ("2.5", "0.2")}
+    factors = {
+        str(version): {"shift": shift, "stretch": stretch}
+        for version, (shift, stretch) in levels.items()
+    }
+    id = story.start("multivariate", 2, 4, 6, factors=factors, min_rows=60, tuned_for=200)
+    story.drive(id)
+    rollout = story.rollout(id)
+    assert rollout.winner in {2, 6}
+    said = story.tells(id, state="promoted", serves=rollout.winner, why="gain per unit")
+    effects = {tuple(e["factors"]): e for e in said["measured"]["effects"]}
+    assert effects["shift",]["low"] > 0
+
+
+def test_a_bandit_moves_traffic_and_ends_with_the_one_that_earns_more(story):
+    story.serve(4)
+    id = story.start("bandit", 2, algorithm="thompson", horizon_days=4, every_seconds=0.2)
+    shares = []
+
+    def meanwhile(day):
+        shares.append({arm.version: arm.weight for arm in story.plan.arms}.get(2, 0))
+        if day == 2:
+            story.kill_one("worker")
+
+    story.drive(id, meanwhile=meanwhile)
+    said = story.tells(id, state="promoted", serves=2, why="per decision")
+    assert max(shares) > 8_000
+    assert said["measured"]["effects"]["challenger"]["low"] > 0
+
+
+def test_one_declaration_takes_a_version_through_shadow_canary_and_ab(story):
+    story.serve(8)
+    id = story.start("shadow, canary, ab", 2)
+    seen = []
+
+    def meanwhile(day):
+        if not seen or seen[-1] != story.rollout(id).strategy:
+            seen.append(story.rollout(id).strategy)
+            if seen[-1] == "canary":
+                story.kill_one("worker")
+
+    story.drive(id, meanwhile=meanwhile)
+    story.tells(id, state="promoted", serves=2, why="gain per unit")
+    looks = story.state.store.find(Look, {"rollout": id}, order=["number"])
+    assert [look.stage for look in looks] == sorted(look.stage for look in looks)
+    assert {look.stage for look in looks} == {0, 1, 2}
+    assert seen[-1] == "ab"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "versions", "rules", "some"),
+    [
+        ("recreate", [2], {"down_seconds": 20.0, "gap_seconds": 30.0}, 0),
+        ("blue-green", [2], {"min_rows": 5_000}, 30),
+        ("blue-green", [2], {"min_rows": 10}, 30),
+        ("canary", [2], {"min_rows": 5_000}, 30),
+        ("shadow", [2], {"min_rows": 5_000}, 30),
+        ("champion-challenger", [2], {}, 30),
+        ("ab", [2], {"min_rows": 5_000}, 30),
+        ("ab", [2, 8], {"min_rows": 5_000}, 30),
+        ("bandit", [2], {}, 30),
+        ("bandit", [2], {"algorithm": "linucb", "warm_up": 0}, 30),
+        ("shadow, canary, ab", [2], {"min_rows": 5_000}, 30),
+        ("basic", [2], {}, 0),
+    ],
+)  # fmt: skip
+def test_traffic_is_back_within_a_second_from_any_state(
+    story, strategy, versions, rules, some, record_property
+):
+    story.serve(1)
+    id = story.start(strategy, *versions, **rules)
+    if some:
+        story.callers.send_some(some)
+        story.callers.wait_for_worker()
+    if strategy == "basic":
+        story.post("rollbacks", {"endpoint": MODEL, "reason": "wrong offers"})
+    else:
+        assert story.rollout(id).state == "running"
+        body = {"rollout": id, "verb": "rollback", "reason": "wrong offers"}
+        assert story.post("steerings", body)["state"] == "rolled back"
+    plan = story.plan
+    assert [arm.version for arm in plan.arms] == [1]
+    seconds, version = story.callers.seconds_until(plan)
+    record_property("seconds", seconds)
+    print(f"rollback from {strategy} {rules}: {seconds:.3f} s")
+    assert version == 1
+    # Well above what it takes, for machines that do much else.
+    assert seconds < 5
+    assert story.failed == 0
+
+
+def test_evidence_audit_and_replays_hold_to_the_end(story):
+    assert story.ended
+    assert "all hold" in keepwell("evidence", "verify", folder=story.folder).stdout
+    assert "unbroken" in keepwell("audit", "verify", folder=story.folder).stdout
+    told = json.loads(
+        keepwell("rollout", "replay", story.ended[-1], "--json", folder=story.folder).stdout
+    )
+    assert told["same"]
+    plans = story.state.store.find(TrafficPlan, {"endpoint": MODEL}, order=["revision"])
+    assert [plan.revision for plan in plans] == list(range(1, len(plans) + 1))
