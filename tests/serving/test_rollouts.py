@@ -184,6 +184,32 @@ def test_another_process_goes_on_where_one_stopped(live):
     assert ended(live) == ("promoted", {2: 10_000})
 
 
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("strategy", ["ab", "canary"])
+def test_a_verdict_whose_process_was_killed_before_it_was_signed_stands(
+    live, strategy, monkeypatch
+):
+    live.bias[1] = 0.5
+    live.start(strategy, rules={"min_rows": 100} | ({"tuned_for": 300} if strategy == "ab" else {}))
+
+    def killed(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(live.driver, "_end", killed)
+    with pytest.raises(Killed):
+        live.run(requests=200)
+    assert (live.rollout.state, live.serving()) == ("running", {2: 10_000})
+    last = live.rollout.looks
+    live.send(3_000)  # what the winner answers meanwhile is no evidence
+    live.driver = live.made_driver()
+    live.driver.look()
+    assert ended(live) == ("promoted", {2: 10_000})
+    assert (live.rollout.winner, live.rollout.looks) == (2, last)
+
+
 def test_a_verdict_is_the_same_after_the_log_was_compacted(live, tmp_path):
     live.bias[1] = 0.5
     live.start("ab", rules={"min_rows": 100, "tuned_for": 300})

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import math
 import shutil
 import time
 from urllib.parse import urlsplit
@@ -49,10 +50,14 @@ def fragile(folder, rows):
     path = folder / "package.json"
     package = json.loads(path.read_text())
     names = [column["name"] for column in package["signature"]["inputs"]]
-    known = rows.filter(pl.all_horizontal(pl.col(NEEDED).is_not_nan() & pl.col(NEEDED).is_not_null()))
+    known = rows.filter(
+        pl.all_horizontal(pl.col(NEEDED).is_not_nan() & pl.col(NEEDED).is_not_null())
+    )
     known = known.filter(pl.col("__label").is_not_null())
     estimator = make_pipeline(
-        ColumnTransformer([("needed", "passthrough", NEEDED)]), StandardScaler(), LogisticRegression()
+        ColumnTransformer([("needed", "passthrough", NEEDED)]),
+        StandardScaler(),
+        LogisticRegression(),
     ).fit(known.select(names), known.get_column("__label").to_numpy().astype(np.int64))
     (folder / "linear.json").unlink()
     path.write_text(json.dumps(package | {"predictor": "native"}))
@@ -60,7 +65,9 @@ def fragile(folder, rows):
     assert NATIVE.convert(estimator, signature=signature, folder=folder, sample=np.zeros((0, 0)))
     golden = folder / "golden.json"
     said = json.loads(golden.read_text())
-    golden.write_text(json.dumps(said | {"rows": known.select(names).head(20).fill_nan(None).rows()}))
+    golden.write_text(
+        json.dumps(said | {"rows": known.select(names).head(20).fill_nan(None).rows()})
+    )
 
 
 def with_golden_answers(folder):
@@ -68,7 +75,9 @@ def with_golden_answers(folder):
     path = folder / "golden.json"
     golden = json.loads(path.read_text())
     predictor, _ = load_predictor(folder)
-    rows = np.array([[np.nan if v is None else v for v in row] for row in golden["rows"]], dtype=np.float64)
+    rows = np.array(
+        [[np.nan if v is None else v for v in row] for row in golden["rows"]], dtype=np.float64
+    )
     path.write_text(json.dumps(golden | {"predictions": predictor.predict(rows).tolist()}))
 
 
@@ -181,9 +190,11 @@ class Callers:
     def ask(self, **headers):
         """Ask once on a connection of its own; gives the status, the version and the plan that answered."""
         self._asked += 1
-        skip = {name for name in self._sample if name.startswith("__")}
-        row = {name: value for name, value in self._sample.items() if name not in skip and value == value}
-        row |= {name: None for name in self._sample if name not in skip and name not in row}
+        row = {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in self._sample.items()
+            if not name.startswith("__")
+        }
         row |= {"tailnum": f"asked-{self._asked}", "scheduled": self._days[self._next].start}
         body = json.dumps({"row": row, "id": f"asked-{self._asked}"})
         try:

@@ -2,9 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
 
 import pytest
 from tests.stories.projects import Up, keepwell, kill, processes_of, state_of, wait_until
@@ -15,6 +20,7 @@ from keepwell.core.records.models import Alias
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
 from keepwell.core.statements import read_evidence
+from keepwell.serving.compaction import Compactor
 from keepwell.serving.plans import latest_plan
 
 pytestmark = [
@@ -61,8 +67,9 @@ class Story:
         self.failed_before = self.retried_before = 0
 
     def close(self):
-        self.callers.close()
-        self.up.__exit__()
+        if self.up.process.poll() is None:
+            self.callers.close()
+            self.up.__exit__()
 
     def post(self, collection, body, *, who="carol"):
         request = urllib.request.Request(
@@ -90,7 +97,9 @@ class Story:
     def serve(self, version):
         """Let a version answer, by hand."""
         for open in self.state.store.find(Rollout, {"state": "running"}):
-            self.post("steerings", {"rollout": open.id, "verb": "rollback", "reason": "it was left"})
+            self.post(
+                "steerings", {"rollout": open.id, "verb": "rollback", "reason": "it was left"}
+            )
         arms = self.plan.arms
         if len(arms) != 1 or arms[0].version != version:
             self.start("basic", version)
@@ -122,6 +131,20 @@ class Story:
         said = read_evidence(row, blobs=self.state.blobs, verifier=self.state.verifier).predicate
         assert said["reason"] == rollout.reason
         return said
+
+    @cached_property
+    def ab(self):
+        """An A/B test that has ended, whose worker was killed after the first day."""
+        self.serve(4)
+        id = self.start("ab", 2)
+
+        def meanwhile(day):
+            if day == 0:
+                assert self.rollout(id).state == "running"
+                self.kill_one("worker")
+
+        self.drive(id, meanwhile=meanwhile)
+        return id
 
     def last_look(self, id):
         return self.state.store.find(Look, {"rollout": id}, order=["-number"], limit=1)[0]
@@ -249,16 +272,7 @@ def test_champion_challenger_promotes_the_one_that_was_closer_to_what_came(story
 
 
 def test_ab_comes_to_its_verdict_though_the_worker_is_killed_in_the_middle(story):
-    story.serve(4)
-    id = story.start("ab", 2)
-
-    def meanwhile(day):
-        if day == 0:
-            assert story.rollout(id).state == "running"
-            story.kill_one("worker")
-
-    story.drive(id, meanwhile=meanwhile)
-    said = story.tells(id, state="promoted", serves=2, why="gain per unit")
+    said = story.tells(story.ab, state="promoted", serves=2, why="gain per unit")
     assert said["measured"]["gain"]["challenger"]["low"] > 0
     assert said["measured"]["contaminated"] == 0
 
@@ -358,11 +372,45 @@ def test_traffic_is_back_within_a_second_from_any_state(
 
 def test_evidence_audit_and_replays_hold_to_the_end(story):
     assert story.ended
-    assert "all hold" in keepwell("evidence", "verify", folder=story.folder).stdout
-    assert "unbroken" in keepwell("audit", "verify", folder=story.folder).stdout
-    told = json.loads(
-        keepwell("rollout", "replay", story.ended[-1], "--json", folder=story.folder).stdout
-    )
-    assert told["same"]
+    asked = [("evidence", "verify"), ("audit", "verify")]
+    asked += [("rollout", "replay", id) for id in story.ended[-1:]]
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda words: keepwell(*words, folder=story.folder).stdout, asked))
+    assert "all hold" in said[0]
+    assert "unbroken" in said[1]
+    assert all("all the same" in each for each in said[2:])
     plans = story.state.store.find(TrafficPlan, {"endpoint": MODEL}, order=["revision"])
     assert [plan.revision for plan in plans] == list(range(1, len(plans) + 1))
+
+
+def test_a_script_that_knows_nothing_of_keepwell_comes_to_the_same_verdict_from_the_parquet_log(
+    story, tmp_path
+):
+    said = story.body(story.ab)
+    story.close()
+    log = story.folder / ".keepwell" / "log"
+    while list(log.glob("*.seg")):
+        assert Compactor(log).run([{path.name: 10**12 for path in log.glob("*.seg")}])
+    rollout = story.rollout(story.ab)
+    rules = said["settings"]["ab"]
+    question = {
+        "endpoint": MODEL, "cursor": said["cursor"], "since_plan": rollout.since_plan, "label_delay": 86_400_000_000,
+        "arms": ["champion", "challenger"], "alpha": rules["alpha"], "tuned_for": 2 * rules["tuned_for"],
+    }  # fmt: skip
+    (tmp_path / "question.json").write_text(json.dumps(question))
+    script = Path(__file__).with_name("recompute.py")
+    assert "keepwell" not in script.read_text().partition("import json")[2]
+    ended = subprocess.run(
+        [sys.executable, "-I", script, log, tmp_path / "question.json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    told = json.loads(ended.stdout)
+    measured = said["measured"]
+    assert told["judged"] == measured["judged"]
+    for name, value in measured["gain"]["challenger"].items():
+        assert told[name] == pytest.approx(value, rel=1e-9, abs=1e-12)
+    # And the product's own replay reads the same log.
+    assert story.state.rollouts.replay(story.ab).same

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -44,7 +44,7 @@ from keepwell.serving.plans import (
 )
 from keepwell.serving.replays import Replayed, replay
 from keepwell.serving.strategies import STRATEGIES
-from keepwell.serving.strategy import CHAMPION, Answer, alone
+from keepwell.serving.strategy import CHAMPION, Answer, Conclusion, alone
 
 _STATES: dict[str, RolloutState] = {
     "promote": "promoted",
@@ -255,6 +255,8 @@ class RolloutDriver:
         return ended
 
     def _look(self, rollout: Rollout) -> bool:
+        if self._sign_what_stands(rollout):
+            return True
         key = (rollout.id, rollout.stage)
         gathering = self._gatherings.get(key)
         if gathering is None:
@@ -309,6 +311,27 @@ class RolloutDriver:
             return False
         self._end(rollout, answer, plan=written, actor="worker")
         self._gatherings.pop(key, None)
+        return True
+
+    def _sign_what_stands(self, rollout: Rollout) -> bool:
+        """End a rollout whose verdict is kept and moved the traffic, but whose process ended before it was signed.
+
+        To look again would be wrong: what the winner has answered since bears the champion's name.
+        """
+        last = self._store.get(Look, rollout.id, rollout.looks)
+        if last is None or last.verdict == "go on" or last.stage != rollout.stage:
+            return False
+        plan = self._store.get(TrafficPlan, rollout.endpoint, last.written)
+        if plan is None:
+            raise NotFound(f"There is no plan {last.written} of {rollout.endpoint!r}.")
+        answer = Answer(
+            arms=last.arms,
+            verdict=cast("Conclusion", last.verdict),
+            winner=last.arms[0].version if last.verdict == "promote" else 0,
+            reason=last.reason,
+            measured=last.measured,
+        )
+        self._end(rollout, answer, plan=plan, actor="worker")
         return True
 
     def _grew(self, rollout: Rollout, seen: Observations) -> bool:
