@@ -102,6 +102,12 @@ def test_a_rollout_is_computed_again_by_command(serving):
         (("status", "first", "second"), 2, "about one rollout"),
         (("list", "first"), 2, "keepwell rollout status ID"),
         (("replay", "frist"), 3, "no rollout 'frist'.*first"),
+        (("value",), 2, "Which version"),
+        (("value", "tumour/9"), 3, "no version tumour/9"),
+        (("value", "tumour/1"), 2, "None of the 0 decisions"),
+        (("value", "tumour/1", "--since", "week"), 2, "week"),
+        (("value", "tumour/1", "--endpoint", "tumor"), 3, "Did you mean 'tumour'"),
+        (("value", "tumour/2"), 5, "tumour/2 has no release"),
     ],
 )  # fmt: skip
 def test_wrong_words_are_answered_with_the_way_out(serving, words, status, says):

@@ -26,7 +26,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("release", "run the seven steps of a version's release"),
     ("approve", "consent to a version, bound to its digests"),
     ("activate", "run the seven steps that put a released version before users"),
-    ("rollout", "start, see, steer and replay rollouts"),
+    ("rollout", "start, see, steer and replay rollouts; what a version would have earned"),
     ("rollback", "give an endpoint's traffic back to the version before"),
     ("drill", "roll back for real beside the live gateway, and time it"),
     ("users", "list who may do what, and their tokens"),
@@ -104,7 +104,8 @@ _EXAMPLES = {
     "          keepwell evidence verify; keepwell evidence new-key --as NAME",
     "rollout": "examples: keepwell rollout\n"
     "          keepwell rollout start flight-delay/2 --strategy 'shadow, canary' --set steps=[0.01,0.1] --dry-run\n"
-    "          keepwell rollout status rollout-4f2a91c0; keepwell rollout replay rollout-4f2a91c0",
+    "          keepwell rollout status rollout-4f2a91c0; keepwell rollout replay rollout-4f2a91c0\n"
+    "          keepwell rollout value flight-delay/2 --since 14d",
     "token": "examples: keepwell token create ben --expires 90 --label laptop\n"
     "          keepwell token revoke 3f9a1c20 --reason 'lost laptop'",
     "completion": "example: keepwell completion bash > ~/.local/share/bash-completion/completions/keepwell",
@@ -231,7 +232,7 @@ def _rollout(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="list",
         choices=[
-            "list", "start", "status", "pause", "resume", "promote", "rollback", "replay",
+            "list", "start", "status", "pause", "resume", "promote", "rollback", "replay", "value",
         ],
         help="what to do (default: list)",
     )  # fmt: skip
@@ -239,7 +240,7 @@ def _rollout(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="name",
-        help="with start: MODEL/NUMBER, several to compare them; else: a rollout",
+        help="with start: MODEL/NUMBER, several to compare them; with value: MODEL/NUMBER; else: a rollout",
     )
     parser.add_argument(
         "--strategy",
@@ -254,6 +255,21 @@ def _rollout(parser: argparse.ArgumentParser) -> None:
         help="with start: a rule of the strategy, such as steps=[0.01,0.1]",
     )
     parser.add_argument("--version", type=int, default=None, help="with promote: which challenger")
+    parser.add_argument(
+        "--since",
+        default="7d",
+        metavar="DURATION",
+        help="with value: how much of the log, up to the newest labelled decisions (default: 7d)",
+    )
+    parser.add_argument(
+        "--endpoint", default="", help="with value: whose log (default: the model's only one)"
+    )
+    parser.add_argument(
+        "--by",
+        default="auto",
+        choices=["auto", "propensity", "replay"],
+        help="with value: by the propensities in the log, or by its own answers to the logged features",
+    )
     parser.add_argument("--reason", default="", help="why, in a sentence")
     _dry_run(parser)
     _who(parser)
