@@ -33,6 +33,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("token", "make and revoke the tokens by which users prove who they are"),
     ("reload", "let the gateway run new code: replace its workers without losing a request"),
     ("status", "what runs, what serves, how healthy it is"),
+    ("ledger", "what each version earned, what it cost, and the return on it"),
     ("evidence", "list, show and verify signed evidence; make a new key where the old one is lost"),
     ("audit", "list and verify the audit trail"),
     ("doctor", "look for what is wrong on this machine and in this project"),
@@ -100,6 +101,7 @@ _EXAMPLES = {
     "rollback": "example: keepwell rollback flight-delay --reason 'support reports wrong offers'",
     "reload": "example: keepwell reload",
     "drill": "example: keepwell drill rollback flight-delay",
+    "ledger": "example: keepwell ledger --json",
     "evidence": "examples: keepwell evidence list; keepwell evidence show DIGEST\n"
     "          keepwell evidence verify; keepwell evidence new-key --as NAME",
     "rollout": "examples: keepwell rollout\n"
@@ -342,7 +344,7 @@ _ARGUMENTS = {
     "init": _init, "up": _up, "demo": _demo, "train": _train, "release": _release, "approve": _approve,
     "activate": _activate, "rollout": _rollout, "rollback": _rollback, "status": _nothing,
     "reload": _reload, "evidence": _evidence, "audit": _audit, "doctor": _nothing, "users": _nothing, "token": _token,
-    "completion": _completion, "drill": _drill,
+    "completion": _completion, "drill": _drill, "ledger": _nothing,
 }  # fmt: skip
 
 
