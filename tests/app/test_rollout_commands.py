@@ -4,16 +4,22 @@ import asyncio
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 from tests.app.projects import LABEL
 
 from keepwell.app.api.server import application
+from keepwell.app.wiring import gain_of
+from keepwell.core.clock import DAY
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.models import ModelVersion
+from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.traffic import TrafficPlan
+from keepwell.core.records.watching import Watermark
 from keepwell.core.statements import read_evidence
 from keepwell.lifecycle.activation import ensure_endpoint
 from keepwell.lifecycle.approvals import approve
+from keepwell.serving.segments import SegmentWriter
 from keepwell.training.artefacts import pack_folder, unpack_artefact
 
 
@@ -102,6 +108,12 @@ def test_a_rollout_is_computed_again_by_command(serving):
         (("status", "first", "second"), 2, "about one rollout"),
         (("list", "first"), 2, "keepwell rollout status ID"),
         (("replay", "frist"), 3, "no rollout 'frist'.*first"),
+        (("value",), 2, "Which version"),
+        (("value", "tumour/9"), 3, "no version tumour/9"),
+        (("value", "tumour/1"), 2, "None of the 0 decisions"),
+        (("value", "tumour/1", "--since", "week"), 2, "week"),
+        (("value", "tumour/1", "--endpoint", "tumor"), 3, "Did you mean 'tumour'"),
+        (("value", "tumour/2"), 5, "tumour/2 has no release"),
     ],
 )  # fmt: skip
 def test_wrong_words_are_answered_with_the_way_out(serving, words, status, says):
@@ -166,3 +178,62 @@ def test_a_rollback_drill_rolls_back_beside_the_live_gateway_and_signs_what_it_s
 def test_a_drill_of_what_has_no_way_back_says_so(serving):
     serving.fails("drill", "rollback", "tumour", "--as", "me", status=3, says="No version answered")
     serving.fails("drill", "rollback", "tumor", "--as", "me", status=3, says="tumour")
+
+
+def a_drawn_log(project, *, share):
+    """Two weeks in which chance gave version 1 a share of the decisions, and its offers were taken more often."""
+    state = project.state()
+    begin(project, steps=[1 - share])
+    plan = state.store.find(TrafficPlan, order=["-revision"])[0]
+    names = {arm.version: arm.name for arm in plan.arms}
+    signature = state.store.get(ModelVersion, "tumour", 1).signature
+    rng = np.random.default_rng(0)
+    predictions, outcomes = [], []
+    now = state.clock.now()  # what came before is in the training set
+    for n in range(2000):
+        version = 1 if rng.random() < share else 2
+        at = now + n * 14 * DAY // 2000
+        known = {"time": at, "arrived": at, "endpoint": "tumour"}
+        predictions.append(
+            Prediction(
+                id=f"d{n}", unit=f"d{n}", arms=tuple(names.values()), arm=names[version], mirror=False, version=version,
+                propensity=share if version == 1 else 1 - share, plan=plan.revision, artefact="sha256:0", latency=9,
+                features=tuple(rng.normal(size=len(signature.inputs)).tolist()), output=0.5, status="ok", **known,
+            )
+        )  # fmt: skip
+        outcomes.append(
+            Outcome(id=f"d{n}", value=float(rng.random() < (0.6 if version == 1 else 0.2)), **known)
+        )
+    writer = SegmentWriter(state.state / "log", name="w")
+    writer.append(predictions, outcomes)
+    writer.close()
+    with state.store.transaction(actor="test") as transaction:
+        transaction.add(
+            Watermark(
+                endpoint="tumour", event_time=now + 16 * DAY, cursor={}, predictions=2000, outcomes=2000, updated=now
+            )
+        )  # fmt: skip
+    return state
+
+
+def test_a_version_that_chance_gave_a_part_is_valued_by_its_propensities(serving):
+    state = a_drawn_log(serving, share=0.25)
+    # By the project's own money rule, at the answer 0.5 that all gave.
+    taken, not_taken = gain_of(state.project, "tumour", metric="kpi")(
+        np.array([0.5, 0.5]), np.array([1.0, 0.0])
+    )
+    told = serving("rollout", "value", LABEL, "--since", "15d", "--json").json
+    assert (told["way"], told["decisions"], told["unknown"]) == ("propensity", 2000, 0)
+    assert told["value"]["low"] < 0.6 * taken + 0.4 * not_taken < told["value"]["high"]
+    assert told["effective"] == pytest.approx(500, rel=0.1)
+    said = serving("rollout", "value", LABEL, "--since", "15d").out
+    assert "effective sample" in said
+    assert "The outcome may depend on the answer" in said
+
+
+def test_a_log_that_says_too_little_of_a_version_is_refused_by_command(serving):
+    a_drawn_log(serving, share=0.01)
+    serving.fails(
+        "rollout", "value", LABEL, "--since", "15d", status=5,
+        says=r"effective sample must be at least 50, received.*--by replay",
+    )  # fmt: skip

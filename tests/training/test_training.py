@@ -33,6 +33,7 @@ from keepwell.training.predictors import estimator_output, load_predictor
 from keepwell.training.predictors import onnx as onnx_kind
 from keepwell.training.predictors.onnx import OnnxPredictor
 from keepwell.training.train import (
+    CPU_SECONDS,
     fit_candidate,
     inputs_of,
     matrix_of,
@@ -164,7 +165,9 @@ def test_training_registers_a_whole_artefact_that_can_be_reproduced(site, tmp_pa
     artefact = read_artefact(version.artefact, blobs=site.blobs)
     package = read_package(artefact, blobs=site.blobs)
     assert manifest_complete(artefact, package).verdict == "pass"
-    assert site.tracker.run(version.run).status == "FINISHED"
+    run = site.tracker.run(version.run)
+    assert run.status == "FINISHED"
+    assert {metric.key: metric.value for metric in run.metrics}[CPU_SECONDS] > 0
     again, _ = reproduce(
         version,
         package,

@@ -87,6 +87,7 @@ def test_monitors_and_ledger_draw_their_series(page):
     page.goto("/ledger")
     assert page.locator("svg.chart polyline").count() == 1
     assert "USD" in page.locator("main").inner_text()
+    assert "Nothing is priced" in page.locator("main").inner_text()
 
 
 def test_the_audit_trail_verifies_on_demand(page):

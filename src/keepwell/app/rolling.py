@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keepwell.core.admission import admission_problems
-from keepwell.core.errors import Conflict, InvalidInput, Refused
+from keepwell.core.admission import admission_problems, release_problems
+from keepwell.core.clock import Time
+from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused, near_miss
+from keepwell.core.records.data import TrainingSet
 from keepwell.core.records.lifecycle import Policy
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
+from keepwell.core.records.watching import Watermark
 from keepwell.lifecycle.roles import require
 
 if TYPE_CHECKING:
     from keepwell.app.wiring import State
+    from keepwell.serving.appraisal import Appraisal, Way
+    from keepwell.training.predictors import Predictor
 
 
 def start_rollout(
@@ -97,3 +105,85 @@ def steer_rollout(
         )
     rollouts.roll_back(found.endpoint, actor=actor, reason=reason)
     return rollouts.named(id)
+
+
+def appraise_version(
+    state: State, version: ModelVersion, *, length: Time, endpoint: str = "", way: Way | None = None
+) -> Appraisal:
+    """Tell what a released version would have earned on the last ``length`` of its endpoint's decisions.
+
+    The time ends a label's delay before the newest decision, so that those that are labelled soon do not stand for
+    all. Raises Refused for a version without a release (its artefact would be run unchecked) and for a log that says
+    too little, NotFound for the endpoint, InvalidInput without a KPI or usable decisions.
+    """
+    from keepwell.app.wiring import gain_of
+    from keepwell.serving.appraisal import appraise
+    from keepwell.stats.off_policy import EffectiveSampleTooSmall
+
+    store = state.store
+    problems = release_problems(version, store=store, blobs=state.blobs, verifier=state.verifier)
+    if problems:
+        raise Refused(
+            f"{version.label()} is not run: {'; '.join(problems)}.",
+            todo=f"Run 'keepwell release {version.label()}' first: it looks at what the artefact would run.",
+        )
+    place = _endpoint_of(state, version, endpoint)
+    watermark = store.get(Watermark, place.name)
+    until = (watermark.event_time if watermark else state.clock.now()) - place.label_delay
+    training = store.get(TrainingSet, version.training_set) if version.training_set else None
+    declared = state.project.model(version.model)
+    with tempfile.TemporaryDirectory(prefix="keepwell-appraisal-") as folder:
+        try:
+            return appraise(
+                state.decisions(place.name, since=until - length, until=until),
+                version,
+                endpoint=place.name,
+                span=(until - length, until),
+                predictor=lambda: _predictor(state, version, Path(folder) / "artefact"),
+                gain=gain_of(state.project, version.model, metric="kpi"),
+                unit=declared.kpi_unit,
+                signatures={
+                    each.version: each.signature
+                    for each in store.find(ModelVersion, {"model": version.model})
+                    if each.signature is not None
+                },
+                plans=store.find(TrafficPlan, {"endpoint": place.name}),
+                trained_until=(training.until or training.as_of) if training else None,
+                by_unit=bool(place.unit),
+                way=way,
+            )
+        except EffectiveSampleTooSmall as error:
+            raise Refused(
+                f"The log says too little of {version.label()}: {error}.",
+                where=f"endpoint {place.name!r}",
+                todo="If the outcome is the same whoever answers, and there are decisions enough: --by replay.",
+            ) from error
+
+
+def _endpoint_of(state: State, version: ModelVersion, name: str) -> Endpoint:
+    found = [e for e in state.store.find(Endpoint) if e.model == version.model]
+    if not name and len(found) == 1:
+        return found[0]
+    for each in found:
+        if each.name == name:
+            return each
+    names = [each.name for each in found]
+    if not name and names:
+        raise InvalidInput(
+            f"{len(names)} endpoints serve the model {version.model!r}.",
+            todo=f"Name one with --endpoint: {', '.join(names)}.",
+        )
+    raise NotFound(
+        f"No endpoint {name!r} serves the model {version.model!r} yet."
+        if name
+        else f"No endpoint serves the model {version.model!r} yet.",
+        todo=near_miss(name, names) if names else "There is no log before the first activation.",
+    )
+
+
+def _predictor(state: State, version: ModelVersion, folder: Path) -> Predictor:
+    """Load the version as a gateway does: unpacked anew, each file checked against its digest."""
+    from keepwell.training.artefacts import unpack_artefact
+    from keepwell.training.predictors import load_predictor
+
+    return load_predictor(unpack_artefact(version.artefact, folder, blobs=state.blobs))[0]

@@ -193,6 +193,19 @@ class AlertSettings(Values, frozen=True, kw_only=True):
     """The file that alerts are appended to, inside the project's folder."""
 
 
+class PriceSettings(Values, frozen=True, kw_only=True):
+    """``[prices]``: what running a model costs, for the value ledger. What has no price is not counted."""
+
+    currency: str = ""
+    """Must be the unit of the KPI, or there is no return; empty: it is."""
+    cpu_hour: Limit | None = None
+    """Of one core, for training and for the gateway's model calls."""
+    gb_month: Limit | None = None
+    """Of a GB (a billion bytes) kept for 30 days: artefacts, and the prediction log."""
+    label: Limit | None = None
+    """Of the outcome of one decision."""
+
+
 class DemoSettings(Values, frozen=True, kw_only=True):
     """``[demo]``: how ``keepwell demo`` tells the project's story: train up to a day, then replay the rest as live."""
 
@@ -227,4 +240,5 @@ class Settings(Values, frozen=True, kw_only=True):
     renewal: RenewalSettings = RenewalSettings()
     monitors: MonitorSettings = MonitorSettings()
     alerts: tuple[AlertSettings, ...] = ()
+    prices: PriceSettings = PriceSettings()
     demo: DemoSettings | None = None

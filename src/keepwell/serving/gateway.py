@@ -26,6 +26,7 @@ from keepwell.core.records.watching import Alert
 from keepwell.serving.accesslog import check_place
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.gate import read_digests
+from keepwell.serving.meters import SPENT, retire
 from keepwell.serving.pool import Pool
 from keepwell.serving.sockets import bind, reserve
 from keepwell.serving.stopping import StopSignal
@@ -218,8 +219,7 @@ def run_gateway(
     shelf = Shelf(state / "editions")
     publisher = Publisher(store=store, blobs=blobs, verifier=verifier, shelf=shelf, clock=clock)
     meters = state / "run" / "meters"
-    for path in meters.glob("*.json"):
-        path.unlink()  # counters of an earlier gateway
+    retire(meters, state / SPENT)  # counters of an earlier gateway
     grpc_bound = int(held.getsockname()[1]) if held is not None else None
     pool = Pool(
         listening,

@@ -20,6 +20,8 @@ BOUNDS_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 """Upper bounds of the histograms of how much is computed together."""
 GONE = "gone"
 """Name of the file with what ended workers had counted."""
+SPENT = "spent.json"
+"""Name of the file, in the project's state folder, with the model calls of gateways that have ended."""
 REMEMBERED = 200
 """Ended workers whose names are kept, so that a reader who meets their file once more does not count it twice."""
 
@@ -282,6 +284,55 @@ class Meters:
             if given.standing is not None and is_alive(given.standing.footprint)
         }
         return counts, standing, gone
+
+
+class Spent(msgspec.Struct, kw_only=True):
+    """The model calls of all gateways that have ended. It outlives their counters."""
+
+    calls: dict[str, list[int]] = {}
+    """The fields of ``Work``, by endpoint and version."""
+    counted: list[tuple[str, int]] = []
+    """Name and time (ns) of the files that the last gateway left: a crash before they went counts nothing twice."""
+
+
+def retire(folder: Path, kept: Path) -> None:
+    """Add what an earlier gateway's workers counted to what is ``kept`` of model calls, and remove their files."""
+    spent = read_spent(kept)
+    sums = Counts(calls=spent.calls)
+    files = {path: path.stat().st_mtime_ns for path in sorted(folder.glob("*.json"))}
+    gone = read_gone(folder)
+    for path, at in files.items():
+        if (path.stem, at) in spent.counted or path.stem in gone.names:
+            continue
+        if path.stem == GONE:
+            sums.add(Counts(calls=gone.counts.calls))
+        else:
+            try:
+                shared = msgspec.json.decode(path.read_bytes(), type=Shared)
+            except (OSError, msgspec.DecodeError):
+                continue
+            sums.add(Counts(calls=shared.counts.calls))
+    if files:
+        counted = [(path.stem, at) for path, at in files.items()]
+        _write(kept, Spent(calls=sums.calls, counted=counted))
+    for path in files:
+        path.unlink(missing_ok=True)
+
+
+def read_spent(kept: Path) -> Spent:
+    """Read what ``retire`` has kept; nothing before a gateway has ended."""
+    try:
+        return msgspec.json.decode(kept.read_bytes(), type=Spent)
+    except (OSError, msgspec.DecodeError):
+        return Spent()
+
+
+def model_calls(folder: Path, kept: Path) -> dict[tuple[str, int], Work]:
+    """Sum the model calls of all gateways of a project, ended and running, by endpoint and version."""
+    sums = Counts(calls=read_spent(kept).calls)
+    sums.add(Counts(calls=Meters(folder, worker="").total()[0].calls))
+    named = {tuple(parts_of(key)): Work(*values) for key, values in sums.calls.items()}
+    return {(endpoint, int(version)): work for (endpoint, version), work in named.items()}
 
 
 def _write(path: Path, content: object) -> None:

@@ -21,6 +21,7 @@ from keepwell.core.records.base import Record
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult
 from keepwell.core.records.models import Model, ModelVersion
+from keepwell.core.records.returns import Return
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
@@ -251,6 +252,13 @@ class Control:
             "gateway": self._state.gateway_url,
         }
 
+    def returns(self, request: Request) -> Any:
+        """Give every version of the ledger with its cost and return."""
+        from keepwell.app.spending import returns
+
+        del request
+        return returns(self._state)
+
     def audit(self, request: Request) -> Any:
         """List audit entries after a sequence number, or prove the chain."""
         after = _number("after", request.query_params.get("after", "0"))
@@ -265,6 +273,7 @@ def routes(state: State) -> list[Route]:
     found = [
         Route("/api/v1/status", _reading(control.status)),
         Route("/api/v1/audit", _reading(control.audit)),
+        Route("/api/v1/returns", _reading(control.returns)),
         Route("/openapi.json", _reading(lambda _: openapi())),
     ]
     for name in dict.fromkeys((*COLLECTIONS, *VERBS)):
@@ -335,7 +344,7 @@ def _writing(
 
 def openapi() -> dict[str, Any]:
     """Give the OpenAPI 3.1 document, made from the same tables as the routes."""
-    kinds = [*COLLECTIONS.values(), *(body for body, _ in VERBS.values())]
+    kinds = [*COLLECTIONS.values(), Return, *(body for body, _ in VERBS.values())]
     _, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
     )
@@ -348,6 +357,10 @@ def openapi() -> dict[str, Any]:
                 query={"after": _NUMBER, "verify": {"type": "string"}},
             )
         },
+    }
+    items: dict[str, Any] = {"type": "array", "items": {"$ref": "#/components/schemas/Return"}}
+    paths["/api/v1/returns"] = {
+        "get": _operation("What each version earned, what it cost, and the return on it", items)
     }
     for name, kind in COLLECTIONS.items():
         items = {"type": "array", "items": {"$ref": f"#/components/schemas/{kind.__name__}"}}

@@ -26,13 +26,14 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("release", "run the seven steps of a version's release"),
     ("approve", "consent to a version, bound to its digests"),
     ("activate", "run the seven steps that put a released version before users"),
-    ("rollout", "start, see, steer and replay rollouts"),
+    ("rollout", "start, see, steer and replay rollouts; what a version would have earned"),
     ("rollback", "give an endpoint's traffic back to the version before"),
     ("drill", "roll back for real beside the live gateway, and time it"),
     ("users", "list who may do what, and their tokens"),
     ("token", "make and revoke the tokens by which users prove who they are"),
     ("reload", "let the gateway run new code: replace its workers without losing a request"),
     ("status", "what runs, what serves, how healthy it is"),
+    ("ledger", "what each version earned, what it cost, and the return on it"),
     ("evidence", "list, show and verify signed evidence; make a new key where the old one is lost"),
     ("audit", "list and verify the audit trail"),
     ("doctor", "look for what is wrong on this machine and in this project"),
@@ -100,11 +101,13 @@ _EXAMPLES = {
     "rollback": "example: keepwell rollback flight-delay --reason 'support reports wrong offers'",
     "reload": "example: keepwell reload",
     "drill": "example: keepwell drill rollback flight-delay",
+    "ledger": "example: keepwell ledger --json",
     "evidence": "examples: keepwell evidence list; keepwell evidence show DIGEST\n"
     "          keepwell evidence verify; keepwell evidence new-key --as NAME",
     "rollout": "examples: keepwell rollout\n"
     "          keepwell rollout start flight-delay/2 --strategy 'shadow, canary' --set steps=[0.01,0.1] --dry-run\n"
-    "          keepwell rollout status rollout-4f2a91c0; keepwell rollout replay rollout-4f2a91c0",
+    "          keepwell rollout status rollout-4f2a91c0; keepwell rollout replay rollout-4f2a91c0\n"
+    "          keepwell rollout value flight-delay/2 --since 14d",
     "token": "examples: keepwell token create ben --expires 90 --label laptop\n"
     "          keepwell token revoke 3f9a1c20 --reason 'lost laptop'",
     "completion": "example: keepwell completion bash > ~/.local/share/bash-completion/completions/keepwell",
@@ -231,7 +234,7 @@ def _rollout(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="list",
         choices=[
-            "list", "start", "status", "pause", "resume", "promote", "rollback", "replay",
+            "list", "start", "status", "pause", "resume", "promote", "rollback", "replay", "value",
         ],
         help="what to do (default: list)",
     )  # fmt: skip
@@ -239,7 +242,7 @@ def _rollout(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="name",
-        help="with start: MODEL/NUMBER, several to compare them; else: a rollout",
+        help="with start: MODEL/NUMBER, several to compare them; with value: MODEL/NUMBER; else: a rollout",
     )
     parser.add_argument(
         "--strategy",
@@ -254,6 +257,21 @@ def _rollout(parser: argparse.ArgumentParser) -> None:
         help="with start: a rule of the strategy, such as steps=[0.01,0.1]",
     )
     parser.add_argument("--version", type=int, default=None, help="with promote: which challenger")
+    parser.add_argument(
+        "--since",
+        default="7d",
+        metavar="DURATION",
+        help="with value: how much of the log, up to the newest labelled decisions (default: 7d)",
+    )
+    parser.add_argument(
+        "--endpoint", default="", help="with value: whose log (default: the model's only one)"
+    )
+    parser.add_argument(
+        "--by",
+        default="auto",
+        choices=["auto", "propensity", "replay"],
+        help="with value: by the propensities in the log, or by its own answers to the logged features",
+    )
     parser.add_argument("--reason", default="", help="why, in a sentence")
     _dry_run(parser)
     _who(parser)
@@ -326,7 +344,7 @@ _ARGUMENTS = {
     "init": _init, "up": _up, "demo": _demo, "train": _train, "release": _release, "approve": _approve,
     "activate": _activate, "rollout": _rollout, "rollback": _rollback, "status": _nothing,
     "reload": _reload, "evidence": _evidence, "audit": _audit, "doctor": _nothing, "users": _nothing, "token": _token,
-    "completion": _completion, "drill": _drill,
+    "completion": _completion, "drill": _drill, "ledger": _nothing,
 }  # fmt: skip
 
 

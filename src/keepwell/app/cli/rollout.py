@@ -1,4 +1,4 @@
-"""``keepwell rollout``: start rollouts, see what they found and what comes next, steer them, compute them again."""
+"""``keepwell rollout``: start rollouts, see, steer and replay them; and what a version would have earned."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import msgspec
 
 from keepwell.app.cli.common import actor, print_json, project_state, table, version_named
 from keepwell.app.cli.plans import show_change
-from keepwell.app.rolling import start_rollout, steer_rollout
+from keepwell.app.rolling import appraise_version, start_rollout, steer_rollout
 from keepwell.app.wiring import State
-from keepwell.core.clock import iso
+from keepwell.core.clock import duration, iso
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
@@ -28,6 +28,8 @@ def run(given: argparse.Namespace) -> int:
         return _list(given, state)
     if given.verb == "start":
         return _start(given, state)
+    if given.verb == "value":
+        return _value(given, state)
     if len(given.names) != 1:
         known = ", ".join(r.id for r in state.store.find(Rollout)) or "none yet"
         raise InvalidInput(
@@ -136,6 +138,46 @@ def _status(given: argparse.Namespace, state: State, found: Rollout) -> int:
     ]
     sys.stdout.write(table(rows, ("look", "at", "answers", "plan", "says", "because")) + "\n\n")
     _plans(plans)
+    return 0
+
+
+def _value(given: argparse.Namespace, state: State) -> int:
+    if len(given.names) != 1:
+        raise InvalidInput("Which version?", todo="keepwell rollout value MODEL/NUMBER")
+    found = appraise_version(
+        state,
+        version_named(state, given.names[0]),
+        length=duration(given.since),
+        endpoint=given.endpoint,
+        way=None if given.by == "auto" else given.by,
+    )
+    if given.json:
+        print_json(found)
+        return 0
+    value, gain, total, unit = found.value, found.gain, found.total, found.unit
+    level = "95% interval"
+    lines = [
+        f"{found.version} at {found.endpoint}, {iso(found.since)} to {iso(found.until)}:",
+        f"  would have earned {value.estimate:.4g} {unit} a decision ({level} {value.low:.4g} to {value.high:.4g})",
+        (
+            f"  who answered earned {found.logged:.4g}, so it gains {gain.estimate:+.4g}"
+            f" ({level} {gain.low:.4g} to {gain.high:.4g})"
+        ),
+        (
+            f"  in all {total.estimate:+,.0f} {unit} ({level} {total.low:,.0f} to {total.high:,.0f})"
+            f" over {found.rows:,} decisions"
+        ),
+        (
+            f"  of {found.decisions:,} in the log; {found.unknown:,} without outcome or answer"
+            f" and {found.trained_on:,} in its training time are left out"
+        ),
+    ]
+    if found.effective is not None and found.snips is not None:
+        lines.append(
+            f"  effective sample {found.effective:,.0f}; by weights alone {found.snips.estimate:.4g}"
+            f" ({level} {found.snips.low:.4g} to {found.snips.high:.4g})"
+        )
+    sys.stdout.write("\n".join(lines + [f"  {note}" for note in found.notes]) + "\n")
     return 0
 
 

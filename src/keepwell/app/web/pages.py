@@ -317,7 +317,8 @@ class Pages:
         return self.render("monitors.html", request, name=name, charts=charts, drifts=drifts)
 
     def ledger(self, request: Request) -> Response:
-        """What was earned."""
+        """What was earned, and what it cost."""
+        from keepwell.app.spending import returns
         from keepwell.watch.totals import totals
 
         entries = self._state.store.find(LedgerEntry, order=["start", "version"])
@@ -326,6 +327,7 @@ class Pages:
             "ledger.html",
             request,
             entries=entries,
+            returns=returns(self._state),
             total=totals(entries) if entries else None,
             chart=line_chart(points, label="Gain over the baseline per window", reference=0.0),
         )
