@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keepwell.core.clock import DAY, Time
+from keepwell.core.digest import Digest
 from keepwell.core.errors import Corrupt, NotFound
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.returns import Return
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MONTH: Time = 30 * DAY
 GB = 1e9
+_SIZES: dict[Digest, int] = {}
+"""Bytes of artefacts, by digest, which fixes them: measuring reads and checks every file."""
 
 
 def returns(state: State) -> list[Return]:
@@ -71,11 +74,14 @@ def _artefact_gb_months(state: State, version: ModelVersion | None) -> float | N
 
     if version is None:
         return None
-    try:
-        files = read_artefact(version.artefact, blobs=state.blobs).files
-        size = sum(state.blobs.path(digest).stat().st_size for digest in set(files.values()))
-    except (NotFound, Corrupt):
-        return None  # 'keepwell evidence verify' tells
+    size = _SIZES.get(version.artefact)
+    if size is None:
+        try:
+            files = read_artefact(version.artefact, blobs=state.blobs).files
+            size = sum(state.blobs.path(digest).stat().st_size for digest in set(files.values()))
+        except (NotFound, Corrupt):
+            return None  # 'keepwell evidence verify' tells
+        _SIZES[version.artefact] = size
     return size / GB * max(state.clock.now() - version.created, 0) / MONTH
 
 
