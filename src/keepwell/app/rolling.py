@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keepwell.core.admission import admission_problems, release_problems
+from keepwell.core.admission import admission_problems, approvals_needed, release_problems
 from keepwell.core.clock import Time
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused, near_miss
 from keepwell.core.records.data import TrainingSet
-from keepwell.core.records.lifecycle import Policy
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
@@ -51,7 +50,7 @@ def start_rollout(
     for version in versions:
         problems = admission_problems(
             version,
-            approvals=_approvals(state, version),
+            approvals=approvals_needed(version.model, store=state.store),
             store=state.store,
             blobs=state.blobs,
             verifier=state.verifier,
@@ -73,11 +72,6 @@ def start_rollout(
         actor=actor,
         makes_champion=True,
     )
-
-
-def _approvals(state: State, version: ModelVersion) -> int:
-    policies = state.store.find(Policy, {"model": version.model}, order=["-created"], limit=1)
-    return int(policies[0].limits["approvals"]) if policies else 1
 
 
 def steer_rollout(

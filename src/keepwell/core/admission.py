@@ -9,7 +9,14 @@ import msgspec
 from keepwell.core.digest import Digest, digest_of
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.evidence import Evidence
-from keepwell.core.records.lifecycle import RELEASE_STEPS, Approval, Bound, Release, StepResult
+from keepwell.core.records.lifecycle import (
+    RELEASE_STEPS,
+    Approval,
+    Bound,
+    Policy,
+    Release,
+    StepResult,
+)
 from keepwell.core.records.models import Artefact, ModelVersion
 from keepwell.core.statements import APPROVAL, read_evidence
 
@@ -163,6 +170,12 @@ def _approval_problem(
     ):
         return "the row differs from what was signed"
     return ""
+
+
+def approvals_needed(model: str, *, store: Reader) -> int:
+    """Give how many people must have approved a version of a model, by its newest policy."""
+    policies = store.find(Policy, {"model": model}, order=["-created"], limit=1)
+    return int(policies[0].limits["approvals"]) if policies else 1
 
 
 def admission_problems(

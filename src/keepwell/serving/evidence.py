@@ -12,6 +12,7 @@ import numpy.typing as npt
 from keepwell.core.clock import DAY, Time
 from keepwell.core.ports.rollouts import Gain
 from keepwell.serving.observations import ERROR, FALLBACK, Bools, Floats, Ints, Keys, Observations
+from keepwell.stats.rate_comparison import RateComparison
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -65,6 +66,21 @@ def errors_by_plan(seen: Observations, champion: str, challenger: str) -> list[E
             )
         )
     return found
+
+
+def error_comparison(
+    seen: Observations, champion: str, challenger: str, *, alpha: float
+) -> RateComparison:
+    """Test whether a challenger makes more errors than the champion, valid at any look."""
+    test = RateComparison(alpha=alpha, side="greater")
+    for each in errors_by_plan(seen, champion, challenger):
+        if each.errors or each.champion_errors:
+            test = test.update(
+                treatment_events=each.errors,
+                control_events=each.champion_errors,
+                treatment_share=each.share,
+            )
+    return test
 
 
 class PairedDays(msgspec.Struct, frozen=True):

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from keepwell.core.admission import admission_problems
+from keepwell.core.admission import admission_problems, approvals_needed
 from keepwell.core.clock import Clock
 from keepwell.core.digest import digest_of
 from keepwell.core.errors import Corrupt, InvalidInput, KeepwellError, Unavailable
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.signing import Verifier
 from keepwell.core.ports.store import Store
-from keepwell.core.records.lifecycle import Policy
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert
@@ -114,7 +113,7 @@ class Publisher:
         try:
             problems = admission_problems(
                 version,
-                approvals=self._approvals(version) if answers else 0,
+                approvals=approvals_needed(arm.model, store=self._store) if answers else 0,
                 store=self._store,
                 blobs=self._blobs,
                 verifier=self._verifier,
@@ -133,10 +132,6 @@ class Publisher:
             check_folder(arm.artefact, folder)
         except Corrupt:
             unpack_artefact(arm.artefact, folder, blobs=self._blobs)
-
-    def _approvals(self, version: ModelVersion) -> int:
-        policies = self._store.find(Policy, {"model": version.model}, order=["-created"], limit=1)
-        return int(policies[0].limits["approvals"]) if policies else 1
 
     def _alert(self, endpoint: Endpoint, arm: Arm, problems: list[str]) -> None:
         """Raise one alert for one reason, however often it is looked at."""

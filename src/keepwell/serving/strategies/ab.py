@@ -10,7 +10,7 @@ import numpy as np
 from keepwell.core.clock import DAY, Time, iso
 from keepwell.core.records.traffic import BUCKETS, Arm
 from keepwell.core.settings import Limit, Share
-from keepwell.serving.evidence import UnitValues, errors_by_plan, values_by_unit
+from keepwell.serving.evidence import UnitValues, error_comparison, values_by_unit
 from keepwell.serving.observations import Observations
 from keepwell.serving.strategy import (
     CHAMPION,
@@ -25,7 +25,6 @@ from keepwell.serving.strategy import (
 )
 from keepwell.stats.difference_sequence import DifferenceSequence
 from keepwell.stats.mismatch import mismatch_cause
-from keepwell.stats.rate_comparison import RateComparison
 from keepwell.stats.sample_ratio import SampleRatioTest
 
 
@@ -88,14 +87,8 @@ class AB:
             "contaminated": units.contaminated,
         }
         for arm in state.challengers:
-            errors = RateComparison(alpha=rules.error_alpha / len(state.challengers))
-            for each in errors_by_plan(seen, CHAMPION, arm.name):
-                if each.errors or each.champion_errors:
-                    errors = errors.update(
-                        treatment_events=each.errors,
-                        control_events=each.champion_errors,
-                        treatment_share=each.share,
-                    )
+            alpha = rules.error_alpha / len(state.challengers)
+            errors = error_comparison(seen, CHAMPION, arm.name, alpha=alpha)
             if errors.rejected:
                 told = f"{errors.treatment_events:,} against {errors.control_events:,}"
                 said = f"{arm.name} makes more errors than the champion ({told})"

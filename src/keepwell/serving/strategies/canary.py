@@ -8,7 +8,7 @@ import numpy as np
 
 from keepwell.core.clock import Time
 from keepwell.core.settings import Limit, Share
-from keepwell.serving.evidence import errors_by_plan, health
+from keepwell.serving.evidence import error_comparison, health
 from keepwell.serving.observations import Observations
 from keepwell.serving.strategy import (
     CHAMPION,
@@ -20,7 +20,6 @@ from keepwell.serving.strategy import (
     returned,
     split,
 )
-from keepwell.stats.rate_comparison import RateComparison
 
 
 class CanaryRules(Rules, frozen=True, kw_only=True):
@@ -64,14 +63,7 @@ class Canary:
         name = state.challenger.name
         if state.champion is None:
             return promoted(state.challenger, "there is no champion to fall back to")
-        test = RateComparison(alpha=rules.error_alpha, side="greater")
-        for each in errors_by_plan(seen, CHAMPION, name):
-            if each.errors or each.champion_errors:
-                test = test.update(
-                    treatment_events=each.errors,
-                    control_events=each.champion_errors,
-                    treatment_share=each.share,
-                )
+        test = error_comparison(seen, CHAMPION, name, alpha=rules.error_alpha)
         step = int(state.memory.get("step", 0))
         whole, other = health(seen, name), health(seen, CHAMPION)
         here = health(seen, name, plan=state.plan)
