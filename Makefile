@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mlflow setup-oracles browser prometheus test lint types imports unit slow demo bench-tracking bench-serving bench-stats storm soak reference lock clean
+.PHONY: help setup setup-mlflow setup-oracles browser prometheus test lint types imports unit search demo bench-tracking bench-serving bench-stats storm soak reference lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -62,6 +62,9 @@ imports: setup ## the rooms import one way
 
 unit: setup ## the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q $(ARGS)
+
+search: setup ## the property tests on other examples each time; ARGS="--hypothesis-seed 7" repeats one
+	$(BIN)/python -m pytest -n 2 -q -m hypothesis --hypothesis-profile search $(ARGS)
 
 demo: setup ## the whole way on real flights; ARGS="--exit --summary FILE"
 	@$(BIN)/keepwell demo examples/flights $(ARGS)

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
 from tests.stories.projects import flights, keepwell, shared
+
+# The same examples each time, so that a run says something about the change and not about chance;
+# `make search` draws others.
+settings.register_profile("steady", derandomize=True)
+settings.register_profile("search", derandomize=False, print_blob=True)
+settings.load_profile("steady")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -184,7 +184,10 @@ def robust_z(values: npt.ArrayLike, reference: npt.ArrayLike) -> RobustZ:
     wider = math.sqrt(1 + math.pi / 2 / r.size)
     # By the lower tail, where the distribution functions keep their digits.
     tail = special.stdtr(freedom, -np.abs(z) / wider)
-    score = np.sign(z) * np.clip(-special.ndtri(np.minimum(tail, 0.5)), 0.0, 8.0) + 0.0  # no -0.0
+    # A t has heavier tails than a normal, so the score is never further out than z; next to the
+    # middle the distribution functions' rounding would say otherwise.
+    far = np.minimum(np.clip(-special.ndtri(np.minimum(tail, 0.5)), 0.0, 8.0), np.abs(z))
+    score = np.sign(z) * far + 0.0  # no -0.0
     return RobustZ(
         center=center,
         scale=scale,
