@@ -6,7 +6,7 @@ import logging
 import time
 
 import pytest
-from tests.serving.test_compaction import outcome, prediction, write
+from tests.serving.log.test_compaction import outcome, prediction, write
 from tests.watch.simulated import START, Site, outcomes, predictions
 
 from keepwell.app import worker
@@ -15,8 +15,8 @@ from keepwell.app.worker import Compaction
 from keepwell.core.clock import DAY
 from keepwell.core.errors import NotFound
 from keepwell.core.records.watching import Measurement, Watermark
-from keepwell.serving.compaction import Compactor
-from keepwell.serving.segments import SegmentLog, SegmentWriter
+from keepwell.serving.log.compaction import Compactor
+from keepwell.serving.log.segments import SegmentLog, SegmentWriter
 
 TOML = """
 [project]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.app.projects import made
-from tests.serving.certificates import make
+from tests.serving.transport.certificates import make
 
 from keepwell.app.config import read_settings
 from keepwell.app.replay import Sender

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.app.projects import made
-from tests.serving.prometheus import lint
+from tests.serving.telemetry.prometheus import lint
 
 from keepwell.app.api.server import application
 from keepwell.app.pulse import Pulse
@@ -17,8 +17,8 @@ from keepwell.app.wiring import open_state
 from keepwell.core.errors import Unavailable
 from keepwell.core.records.watching import Alert
 from keepwell.core.records.work import Work
-from keepwell.serving.manifest import FOLDER
-from keepwell.serving.segments import SegmentWriter
+from keepwell.serving.log.manifest import FOLDER
+from keepwell.serving.log.segments import SegmentWriter
 
 
 @pytest.fixture

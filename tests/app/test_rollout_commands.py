@@ -19,7 +19,7 @@ from keepwell.core.records.watching import Watermark
 from keepwell.core.statements import read_evidence
 from keepwell.lifecycle.activation import ensure_endpoint
 from keepwell.lifecycle.approvals import approve
-from keepwell.serving.segments import SegmentWriter
+from keepwell.serving.log.segments import SegmentWriter
 from keepwell.training.artefacts import pack_folder, unpack_artefact
 
 

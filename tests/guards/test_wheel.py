@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 NEEDS_AN_EXTRA = {
     "keepwell.serving.protocols.grpc": ("grpc", {"grpc", "google"}),
-    "keepwell.serving.traces": ("otel", {"opentelemetry"}),
+    "keepwell.serving.telemetry.traces": ("otel", {"opentelemetry"}),
     "keepwell.testing": ("testing", {"pytest"}),
 }
 """Modules that do not import without an extra, with the packages that it brings."""

@@ -17,8 +17,8 @@ from keepwell.core.settings import EndpointSettings, PolicySettings, ProjectSett
 from keepwell.core.statements import TEST_RESULT, sign_evidence
 from keepwell.lifecycle.context import Context
 from keepwell.lifecycle.policies import keep_policy, policy_of
-from keepwell.serving.rollouts import RolloutDriver
-from keepwell.serving.segments import SegmentLog
+from keepwell.serving.log.segments import SegmentLog
+from keepwell.serving.rollouts.driver import RolloutDriver
 
 START = 1_700_000_000_000_000
 

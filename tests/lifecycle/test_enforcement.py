@@ -11,7 +11,7 @@ from keepwell.core.records.watching import Alert
 from keepwell.lifecycle.approvals import approve, withdraw
 from keepwell.serving.editions import Shelf
 from keepwell.serving.gateway import Publisher
-from keepwell.serving.plans import write_plan
+from keepwell.serving.rollouts.plans import write_plan
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.traffic import BUCKETS, Arm
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
+from keepwell.serving.log.segments import SegmentLog
 from keepwell.serving.pool import Pool
-from keepwell.serving.segments import SegmentLog
 from keepwell.serving.sockets import bind, reserve
 from keepwell.serving.terms import Terms
-from keepwell.serving.tls import trust
+from keepwell.serving.transport.tls import trust
 from keepwell.training.artefacts import pack_folder, unpack_artefact
 from keepwell.training.predictors import estimator_output, load_predictor
 from keepwell.training.predictors.native import frame_of

@@ -34,7 +34,7 @@ from tests.serving.gateways import Gateway, arm, endpoint, linear, request, runn
 
 from keepwell import __version__
 from keepwell.core.records.traffic import BUCKETS
-from keepwell.serving.segments import SegmentLog
+from keepwell.serving.log.segments import SegmentLog
 
 ROW = {"x": 1.0, "flag": True, "dep delay": None}
 WAIT_SECONDS = 30.0

@@ -10,7 +10,7 @@ import pytest
 from tests.serving.gateways import Gateway, request
 
 from keepwell.core.records.traffic import BUCKETS
-from keepwell.serving.assign import bucket_of
+from keepwell.serving.desk.assign import bucket_of
 
 ROW = {"x": 1.0, "flag": True, "dep delay": None}
 

@@ -28,8 +28,8 @@ from tests.serving.test_under_load import Load, loaded
 from keepwell.core.errors import KeepwellError
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.asgi import app_for
-from keepwell.serving.http import MAX_BODY
-from keepwell.serving.segments import SegmentLog
+from keepwell.serving.log.segments import SegmentLog
+from keepwell.serving.transport.http import MAX_BODY
 
 pytestmark = pytest.mark.xdist_group("asgi")
 

@@ -15,12 +15,12 @@ from tests.serving.gateways import arm, endpoint, linear, request
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.data import Column, Dtype
 from keepwell.core.records.models import Signature
-from keepwell.serving.codec import Codec
-from keepwell.serving.desk import Desk, Loader
+from keepwell.serving.desk.codec import Codec
+from keepwell.serving.desk.desk import Desk, Loader
 from keepwell.serving.editions import Edition, Shelf
-from keepwell.serving.http import Connection, Floor
-from keepwell.serving.meters import Meters
-from keepwell.serving.segments import SegmentWriter
+from keepwell.serving.log.segments import SegmentWriter
+from keepwell.serving.telemetry.meters import Meters
+from keepwell.serving.transport.http import Connection, Floor
 
 GOOD = request(b'{"rows":[{"x":1,"flag":true,"dep delay":null}]}')
 

@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.traffic import BUCKETS, Arm, Cohort
-from keepwell.serving.assign import (
+from keepwell.serving.desk.assign import (
     Assignment,
     Rows,
     bucket_of,
@@ -32,11 +32,11 @@ from keepwell.serving.assign import (
     log_draw_of,
     mirror_bucket_of,
 )
-from keepwell.serving.desk import Ask
+from keepwell.serving.desk.desk import Ask
+from keepwell.serving.desk.gaps import MAX_HELD, MAX_HELD_BYTES, Gap
+from keepwell.serving.desk.policies import Drawing, inputs_of, pack_policy, unpack_policy
 from keepwell.serving.editions import EndpointEdition
-from keepwell.serving.gaps import MAX_HELD, MAX_HELD_BYTES, Gap
 from keepwell.serving.gateway import _rebalanced
-from keepwell.serving.policies import Drawing, inputs_of, pack_policy, unpack_policy
 from keepwell.stats.linear_bandit import Kind, LinearState
 
 ROW = {"x": 1.0, "flag": True, "dep delay": 0.0}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.gateways import Gateway
-from tests.serving.prometheus import program
+from tests.serving.telemetry.prometheus import program
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "docs" / "howto" / "prometheus"

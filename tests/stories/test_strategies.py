@@ -20,8 +20,8 @@ from keepwell.core.records.models import Alias
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
 from keepwell.core.statements import read_evidence
-from keepwell.serving.compaction import Compactor
-from keepwell.serving.plans import latest_plan
+from keepwell.serving.log.compaction import Compactor
+from keepwell.serving.rollouts.plans import latest_plan
 
 pytestmark = [
     pytest.mark.slow,

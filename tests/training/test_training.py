@@ -126,7 +126,7 @@ def test_a_predictor_answers_as_the_fitted_estimator_on_every_row_with_gaps(
 
 
 def test_rows_as_the_gateway_decodes_them_give_the_same_answers(site, tmp_path):
-    from keepwell.serving.codec import Codec
+    from keepwell.serving.desk.codec import Codec
     from keepwell.training.predictors import golden_problem
 
     for model, candidate in (("towns", "by_town"), ("buys", "boosting")):

@@ -30,7 +30,7 @@ from keepwell.core.errors import Unavailable
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement, Watermark
 from keepwell.core.settings import MonitorSettings
-from keepwell.serving.segments import SegmentLog, SegmentWriter
+from keepwell.serving.log.segments import SegmentLog, SegmentWriter
 from keepwell.watch.health import health
 from keepwell.watch.totals import totals
 

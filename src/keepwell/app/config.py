@@ -91,7 +91,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def _check_strategies(settings: Settings, path: Path) -> None:
-    from keepwell.serving.strategies import STRATEGIES
+    from keepwell.serving.rollouts.strategies import STRATEGIES
 
     stages = [name.strip() for name in settings.rollout.strategy.split(",")]
     for place, name in [
@@ -106,7 +106,7 @@ def _check_strategies(settings: Settings, path: Path) -> None:
             )
     if not settings.strategies:
         return  # the rest would load numpy for every command
-    from keepwell.serving.controllers import rules_of
+    from keepwell.serving.rollouts.controllers import rules_of
 
     for name, rules in settings.strategies.items():
         try:

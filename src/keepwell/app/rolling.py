@@ -20,7 +20,7 @@ from keepwell.lifecycle.roles import require
 
 if TYPE_CHECKING:
     from keepwell.app.wiring import State
-    from keepwell.serving.appraisal import Appraisal, Way
+    from keepwell.serving.rollouts.appraisal import Appraisal, Way
     from keepwell.training.predictors import Predictor
 
 
@@ -111,7 +111,7 @@ def appraise_version(
     too little, NotFound for the endpoint, InvalidInput without a KPI or usable decisions.
     """
     from keepwell.app.wiring import gain_of
-    from keepwell.serving.appraisal import appraise
+    from keepwell.serving.rollouts.appraisal import appraise
     from keepwell.stats.off_policy import EffectiveSampleTooSmall
 
     store = state.store

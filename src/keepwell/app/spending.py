@@ -12,7 +12,7 @@ from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.returns import Return
 from keepwell.core.records.traffic import Endpoint
 from keepwell.core.records.watching import LedgerEntry
-from keepwell.serving.meters import SPENT, Work, model_calls
+from keepwell.serving.telemetry.meters import SPENT, Work, model_calls
 from keepwell.watch.returns import Spending, return_of
 
 if TYPE_CHECKING:

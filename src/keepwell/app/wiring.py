@@ -36,9 +36,9 @@ from keepwell.serving.application import HttpApplication
 if TYPE_CHECKING:
     import polars as pl
 
-    from keepwell.serving.controllers import Labels
-    from keepwell.serving.rollouts import RolloutDriver
-    from keepwell.serving.segments import SegmentLog
+    from keepwell.serving.log.segments import SegmentLog
+    from keepwell.serving.rollouts.controllers import Labels
+    from keepwell.serving.rollouts.driver import RolloutDriver
     from keepwell.watch.watcher import Watcher
 
 
@@ -154,13 +154,13 @@ class State:
     @cached_property
     def log(self) -> SegmentLog:
         """The prediction log, to read."""
-        from keepwell.serving.segments import SegmentLog
+        from keepwell.serving.log.segments import SegmentLog
 
         return SegmentLog(self.state / "log")
 
     def decisions(self, endpoint: str, *, since: Time, until: Time) -> pl.DataFrame:
         """Give an endpoint's decisions with their outcomes, by its own settings. Raises NotFound, Corrupt."""
-        from keepwell.serving.decisions import read_decisions
+        from keepwell.serving.log.decisions import read_decisions
 
         given = self.settings.endpoints.get(endpoint)
         if given is None:
@@ -196,7 +196,7 @@ class State:
 
     def gateway_trust(self) -> ssl.SSLContext | None:
         """Trust the gateway's certificate as its file is now; None where it has none. Raises Unavailable."""
-        from keepwell.serving.tls import trust
+        from keepwell.serving.transport.tls import trust
 
         named = self.settings.server.tls_certificate
         return trust(self.folder / named) if named else None
@@ -219,7 +219,7 @@ class State:
     @cached_property
     def rollouts(self) -> RolloutDriver:
         """Starts and drives rollouts."""
-        from keepwell.serving.rollouts import RolloutDriver
+        from keepwell.serving.rollouts.driver import RolloutDriver
 
         return RolloutDriver(
             store=self.store,
@@ -235,7 +235,7 @@ class State:
 
     def _labels_of(self, endpoint: str) -> Labels:
         """Tell what a decision without an outcome counts as, and when."""
-        from keepwell.serving.controllers import Labels
+        from keepwell.serving.rollouts.controllers import Labels
 
         declared = self.settings.endpoints.get(endpoint)
         if declared is None or declared.default_outcome is None:

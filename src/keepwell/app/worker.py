@@ -13,7 +13,7 @@ from keepwell.core.errors import KeepwellError, as_error
 from keepwell.core.records.watching import Watermark
 from keepwell.core.records.work import Replay
 from keepwell.lifecycle.loop import turn
-from keepwell.serving.compaction import Compactor
+from keepwell.serving.log.compaction import Compactor
 from keepwell.serving.stopping import StopSignal
 
 LOOK_SECONDS = 0.05

@@ -22,15 +22,15 @@ from keepwell.core.ports.store import Store
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert
-from keepwell.serving.accesslog import check_place
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-from keepwell.serving.gate import read_digests
-from keepwell.serving.meters import SPENT, retire
 from keepwell.serving.pool import Pool
 from keepwell.serving.sockets import bind, reserve
 from keepwell.serving.stopping import StopSignal
+from keepwell.serving.telemetry.accesslog import check_place
+from keepwell.serving.telemetry.meters import SPENT, retire
 from keepwell.serving.terms import Terms
-from keepwell.serving.tls import read_context
+from keepwell.serving.transport.gate import read_digests
+from keepwell.serving.transport.tls import read_context
 from keepwell.training.artefacts import check_folder, unpack_artefact
 
 LOOK_SECONDS = 0.05

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from keepwell.core.errors import Unavailable
-from keepwell.serving.meters import fold
 from keepwell.serving.runtimes.tended import Runtimes
+from keepwell.serving.telemetry.meters import fold
 from keepwell.serving.terms import TERMS_FILE, Terms
 
 RESPAWN_SECONDS = 0.2

@@ -22,19 +22,19 @@ import uvloop
 
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.traffic import BUCKETS
-from keepwell.serving.accesslog import AccessLog
-from keepwell.serving.desk import Desk, Loader
+from keepwell.serving.desk.desk import Desk, Loader
 from keepwell.serving.editions import Shelf
-from keepwell.serving.footprint import take_footprint
-from keepwell.serving.gate import Gate
-from keepwell.serving.http import Connection, Floor
-from keepwell.serving.meters import Meters, Standing
+from keepwell.serving.log.segments import SegmentWriter
 from keepwell.serving.pool import worker_name
 from keepwell.serving.runtimes.links import Links
-from keepwell.serving.segments import SegmentWriter
 from keepwell.serving.stopping import die_with_parent
+from keepwell.serving.telemetry.accesslog import AccessLog
+from keepwell.serving.telemetry.footprint import take_footprint
+from keepwell.serving.telemetry.meters import Meters, Standing
 from keepwell.serving.terms import Terms
-from keepwell.serving.tls import HANDSHAKE_SECONDS, SHUTDOWN_SECONDS, Tls
+from keepwell.serving.transport.gate import Gate
+from keepwell.serving.transport.http import Connection, Floor
+from keepwell.serving.transport.tls import HANDSHAKE_SECONDS, SHUTDOWN_SECONDS, Tls
 
 LOOK_SECONDS = 0.02
 DRAIN_SECONDS = 5.0
@@ -132,7 +132,7 @@ def listen(floor: Floor, terms: Terms, *, worker: str) -> None:
         floor.listen(AccessLog(terms.access_log, floor.loop))
     if terms.traces_endpoint:
         # By its name, because it needs an extra that most gateways do without.
-        traces = importlib.import_module("keepwell.serving.traces")
+        traces = importlib.import_module("keepwell.serving.telemetry.traces")
         floor.listen(traces.Traces(terms.traces_endpoint, share=terms.traces_share, worker=worker))
         # Packing spans is Python in a thread: the loop waits for it a millisecond at a time, not five.
         sys.setswitchinterval(0.001)

@@ -18,15 +18,15 @@ from tests.serving.protocols.conftest import WORDS
 from tests.serving.test_fuzz import talk
 
 from keepwell.core.errors import InvalidInput, NotFound
-from keepwell.serving.codec import MAX_ROWS, Decoded
-from keepwell.serving.desk import Ask, Desk, Loader, Serving
+from keepwell.serving.desk.codec import MAX_ROWS, Decoded
+from keepwell.serving.desk.desk import Ask, Desk, Loader, Serving
 from keepwell.serving.editions import Edition, Shelf
-from keepwell.serving.meters import Meters, Work
+from keepwell.serving.log.segments import SegmentWriter
 from keepwell.serving.protocols.grpc import GrpcInference, InferRequest, message_of
 from keepwell.serving.protocols.mlflow import Invocations
 from keepwell.serving.protocols.openinference import LENGTH, OpenInference
 from keepwell.serving.protocols.tensors import DATATYPES, NUMPY
-from keepwell.serving.segments import SegmentWriter
+from keepwell.serving.telemetry.meters import Meters, Work
 
 
 @pytest.fixture(scope="module")

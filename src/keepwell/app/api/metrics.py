@@ -17,10 +17,10 @@ from keepwell.core.records.rollouts import Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Severity
 from keepwell.core.records.work import Work, WorkState
-from keepwell.serving.backlog import Backlog
-from keepwell.serving.exposition import CONTENT_TYPE, Family, render
-from keepwell.serving.footprint import process_families, take_footprint
-from keepwell.serving.metrics import build_family
+from keepwell.serving.log.backlog import Backlog
+from keepwell.serving.telemetry.exposition import CONTENT_TYPE, Family, render
+from keepwell.serving.telemetry.footprint import process_families, take_footprint
+from keepwell.serving.telemetry.metrics import build_family
 
 
 class ControlMetrics:

@@ -12,7 +12,7 @@ from keepwell.core.records.traffic import Endpoint
 from keepwell.core.statements import TEST_RESULT, sign_evidence
 from keepwell.lifecycle.roles import require
 from keepwell.serving.drills import rollback_drill
-from keepwell.serving.plans import describe_plan, latest_plan
+from keepwell.serving.rollouts.plans import describe_plan, latest_plan
 
 
 def run(given: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from keepwell.app.cli.common import print_json
 from keepwell.core.records.traffic import TrafficPlan
-from keepwell.serving.plans import describe_plan
+from keepwell.serving.rollouts.plans import describe_plan
 
 
 def show_change(

@@ -9,7 +9,7 @@ from keepwell.app.cli.common import actor, print_json, project_state
 from keepwell.app.cli.plans import show_change
 from keepwell.core.errors import Refused
 from keepwell.lifecycle.roles import require
-from keepwell.serving.plans import describe_plan, latest_plan
+from keepwell.serving.rollouts.plans import describe_plan, latest_plan
 
 
 def run(given: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from keepwell.core.errors import InvalidInput
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
 from keepwell.lifecycle.activation import course_of
-from keepwell.serving.plans import describe_plan, latest_plan
+from keepwell.serving.rollouts.plans import describe_plan, latest_plan
 
 
 def run(given: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from keepwell.core.records.lifecycle import Activation
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import Endpoint
 from keepwell.core.records.work import Work
-from keepwell.serving.plans import describe_plan, latest_plan
+from keepwell.serving.rollouts.plans import describe_plan, latest_plan
 from keepwell.watch.health import health
 
 

@@ -40,7 +40,7 @@ from keepwell.core.records.traffic import BUCKETS, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.statements import read_evidence
-from keepwell.serving.plans import describe_plan, latest_plan
+from keepwell.serving.rollouts.plans import describe_plan, latest_plan
 from keepwell.watch.health import health
 
 _HERE = Path(__file__).parent

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:  # the desk knows this port; the port needs the desk's words for its types alone
-    from keepwell.serving.batches import Answers
-    from keepwell.serving.codec import Decoded
-    from keepwell.serving.desk import Ask, Serving
+    from keepwell.serving.desk.codec import Decoded
+    from keepwell.serving.desk.desk import Ask, Serving
+    from keepwell.serving.log.batches import Answers
 
 JSON = b"application/json"
 

@@ -16,14 +16,14 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from keepwell.core.errors import InvalidInput, KeepwellError, Unavailable
-from keepwell.serving.batches import Answers
-from keepwell.serving.codec import Decoded
-from keepwell.serving.desk import Ask, Serving
-from keepwell.serving.gate import DENIED
-from keepwell.serving.http import MAX_BODY, MAX_HEADERS, Floor, Slot
-from keepwell.serving.notes import Note
+from keepwell.serving.desk.codec import Decoded
+from keepwell.serving.desk.desk import Ask, Serving
+from keepwell.serving.log.batches import Answers
 from keepwell.serving.protocols import JSON, repository, tensors
-from keepwell.serving.tls import Tls
+from keepwell.serving.telemetry.notes import Note
+from keepwell.serving.transport.gate import DENIED
+from keepwell.serving.transport.http import MAX_BODY, MAX_HEADERS, Floor, Slot
+from keepwell.serving.transport.tls import Tls
 
 SERVICE = "inference.GRPCInferenceService"
 GRPC = b"application/grpc"
@@ -164,7 +164,7 @@ def _parameter(given: Any) -> Any:
 
 
 class _Waiting:
-    """One call that waits for the tick. Implements ``keepwell.serving.http.Caller``."""
+    """One call that waits for the tick. Implements ``keepwell.serving.transport.http.Caller``."""
 
     def __init__(self, floor: Floor) -> None:
         self._floor = floor

@@ -13,9 +13,9 @@ from urllib.parse import unquote
 import msgspec
 
 from keepwell.core.errors import InvalidInput, KeepwellError
-from keepwell.serving.batches import Answers
-from keepwell.serving.codec import NOT_JSON, Decoded, encode
-from keepwell.serving.desk import Ask, Desk, Serving
+from keepwell.serving.desk.codec import NOT_JSON, Decoded, encode
+from keepwell.serving.desk.desk import Ask, Desk, Serving
+from keepwell.serving.log.batches import Answers
 from keepwell.serving.protocols import JSON, Call, Reply, repository, tensors
 from keepwell.serving.protocols.tensors import Tensor
 

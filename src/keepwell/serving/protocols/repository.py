@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 import keepwell
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable, near_miss
-from keepwell.serving.desk import Desk, Serving
-from keepwell.serving.meters import Work
+from keepwell.serving.desk.desk import Desk, Serving
 from keepwell.serving.protocols.tensors import OF_COLUMN
+from keepwell.serving.telemetry.meters import Work
 
 PLATFORM = "keepwell"
 EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "statistics")

@@ -1,0 +1,1 @@
+"""Rollouts: strategies look at what the log holds, and what they say becomes the next traffic plan."""

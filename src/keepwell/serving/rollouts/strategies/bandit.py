@@ -1,0 +1,277 @@
+"""Bandit: traffic moves to the arms that earn more while it is learned which do; the log stays evaluable throughout."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from keepwell.core.clock import Time
+from keepwell.core.records.traffic import BUCKETS
+from keepwell.core.settings import Count, Limit, Share
+from keepwell.serving.desk.policies import pack_policy
+from keepwell.serving.rollouts.evidence import Rewards, rewards
+from keepwell.serving.rollouts.observations import Floats, Ints, Observations
+from keepwell.serving.rollouts.strategy import (
+    CHAMPION,
+    Answer,
+    Rules,
+    State,
+    days_seen,
+    promoted,
+    returned,
+    split,
+)
+from keepwell.stats.adaptive_effects import adaptive_effects
+from keepwell.stats.arm_rewards import ArmRewards
+from keepwell.stats.epsilon_greedy import epsilon_greedy
+from keepwell.stats.exploration import buckets
+from keepwell.stats.linear_bandit import LinearPolicy, LinearState
+from keepwell.stats.off_policy import EffectiveSampleTooSmall, snips
+from keepwell.stats.thompson import thompson_beta, thompson_gaussian
+from keepwell.stats.upper_bounds import kl_ucb, ucb1
+
+LEAST = 50
+"""Rewards of an arm below which no effect is estimated."""
+
+
+class BanditRules(Rules, frozen=True, kw_only=True):
+    """How arms are drawn, and when it ends."""
+
+    algorithm: Literal["thompson", "ucb1", "kl-ucb", "epsilon-greedy", "linucb", "lints"] = (
+        "thompson"
+    )
+    """The last two look at the numeric features of each request."""
+    rewards: Literal["real", "binary"] = "real"
+    """``binary``: gains are 0 or 1; ``real``: any numbers."""
+    floor: Share = 0.1
+    """Share of the traffic that is spread evenly over all arms, always."""
+    forget: Share | Literal[1] = 1
+    """Below 1, each reward makes all earlier ones weigh so much less: for a world that changes."""
+    every_seconds: Limit = 60.0
+    """The plan changes at most this often, by the clock."""
+    least_move: Limit = 0.01
+    """Changes of the shares smaller than this are not worth a plan."""
+    warm_up: Count = 100
+    """Rewards of all arms together before shares move."""
+    width: Limit = 1.0
+    """Of the exploration of ``ucb1`` (range of the rewards), ``linucb`` and ``lints`` (their spread)."""
+    horizon_days: Limit = 28.0
+    """It ends then, with a verdict; event time."""
+
+
+class Bandit:
+    """Draws arms by what they have earned, and judges them once, at its declared end.
+
+    The share of each arm is what the algorithm says (``keepwell.stats.thompson``, ``upper_bounds``,
+    ``epsilon_greedy``, ``linear_bandit``), from rewards whose labels have had time to come, mixed with the floor and
+    rounded to whole buckets: so the propensity in the log is exact. At the end each challenger is compared with the
+    champion by propensity-weighted estimates (``adaptive_effects``; with context ``off_policy.snips``), because plain
+    means of a bandit's log are biased. Weak where rewards take longer than the world takes to change, and where units
+    come back often: they stay with their arm while its buckets do.
+    Implements ``keepwell.serving.rollouts.strategy.Strategy``.
+    """
+
+    rules = BanditRules
+    features = True
+
+    def problems(self, state: State) -> list[str]:
+        """See ``keepwell.serving.rollouts.strategy.Strategy``."""
+        rules: BanditRules = state.rules
+        found = []
+        if state.champion is None:
+            found.append("Nothing answers there yet: there is nothing to choose from.")
+        if rules.algorithm == "kl-ucb" and rules.rewards != "binary":
+            found.append("kl-ucb needs rewards that are binary.")
+        if rules.algorithm in {"linucb", "lints"} and not state.fields:
+            found.append(f"{rules.algorithm} needs numeric features, and the model has none.")
+        if rules.algorithm == "ucb1" and not rules.width > 0:
+            found.append("width is the range of the rewards for ucb1: give it above 0.")
+        return found
+
+    def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
+        """See ``keepwell.serving.rollouts.strategy.Strategy``."""
+        del rng
+        if state.champion is None:
+            return promoted(state.challenger, "there is nothing to choose from")
+        rules: BanditRules = state.rules
+        names = (CHAMPION, *(arm.name for arm in state.challengers))
+        even = (buckets([1 / len(names)] * len(names), BUCKETS) / BUCKETS).tolist()
+        shares: list[float] = list(state.memory.get("shares", even))
+        history: dict[str, list[float]] = dict(state.memory.get("history", {}))
+        if state.memory.get("shares"):
+            history.setdefault(str(state.plan), shares)
+        known = rewards(
+            seen, names, gain=state.gain, label_delay=state.label_delay, default=state.default
+        )
+        measured: dict[str, Any] = {
+            "rewards": {name: int((known.arm == k).sum()) for k, name in enumerate(names)},
+            "means": {
+                name: float(known.reward[known.arm == k].mean()) if (known.arm == k).any() else None
+                for k, name in enumerate(names)
+            },
+            "shares": dict(zip(names, shares, strict=True)),
+        }
+        if days_seen(seen) >= rules.horizon_days:
+            return self._ended(state, names, known, history, measured)
+        linear = rules.algorithm in {"linucb", "lints"}
+        changed = int(state.memory.get("changed", 0))
+        due = len(known.reward) >= rules.warm_up and (
+            not changed or now >= changed + round(rules.every_seconds * 1_000_000)
+        )
+        policy = None
+        learned = int(state.memory.get("learned", 0))
+        if linear and due:
+            learned = len(known.reward)
+        if linear and learned:
+            policy = pack_policy(
+                self._policy(rules, names, known, learned, seed=learned),
+                arms=names,
+                fields=state.fields,
+                intercept=True,
+            )
+        if due and not linear:
+            wanted = self._shares(rules, names, known)
+            if max(abs(a - b) for a, b in zip(wanted, shares, strict=True)) >= rules.least_move:
+                shares = wanted
+        moved = shares != state.memory.get("shares") or learned != state.memory.get("learned", 0)
+        given = dict(zip(names, shares, strict=True))
+        measured["shares"] = given
+        return Answer(
+            arms=split(state, given),
+            policy=policy,
+            reason=", ".join(f"{name} {share:.0%}" for name, share in given.items())
+            if policy is None
+            else f"{rules.algorithm} of {learned:,} rewards",
+            next=f"it ends after {max(rules.horizon_days - days_seen(seen), 0):.3g} more days",
+            measured=measured,
+            memory={
+                "shares": shares,
+                "history": history,
+                "learned": learned,
+                "changed": now if moved and due else changed,
+            },
+        )
+
+    @staticmethod
+    def _shares(rules: BanditRules, names: tuple[str, ...], known: Rewards) -> list[float]:
+        state = ArmRewards.start(len(names), forget=rules.forget).update(known.arm, known.reward)
+        if rules.algorithm == "thompson" and rules.rewards == "binary":
+            wanted = thompson_beta(state.successes, state.failures, floor=rules.floor)
+        elif rules.algorithm == "thompson":
+            wanted = thompson_gaussian(state.counts, state.means, state.squares, floor=rules.floor)
+        elif rules.algorithm == "ucb1":
+            wanted = ucb1(state.counts, state.means, spread=rules.width, floor=rules.floor)
+        elif rules.algorithm == "kl-ucb":
+            wanted = kl_ucb(state.counts, state.means, floor=rules.floor)
+        else:
+            wanted = epsilon_greedy(state.counts, state.means, epsilon=rules.floor)
+        return [count / BUCKETS for count in buckets(wanted, BUCKETS).tolist()]
+
+    @staticmethod
+    def _policy(
+        rules: BanditRules, names: tuple[str, ...], known: Rewards, learned: int, *, seed: int
+    ) -> LinearPolicy:
+        """Learn from the first ``learned`` rewards, on scaled features, and give the policy for plain ones."""
+        x, arm, reward = known.features[:learned], known.arm[:learned], known.reward[:learned]
+        whole = ~np.isnan(x).any(axis=1)
+        x, arm, reward = x[whole], arm[whole], reward[whole]
+        centre = x.mean(axis=0) if len(x) else np.zeros(x.shape[1])
+        scale = x.std(axis=0) if len(x) else np.ones(x.shape[1])
+        scale = np.where(scale > 0, scale, 1.0)
+        d = x.shape[1] + 1
+        # With a 1 behind the features, (x - centre) / scale is a matrix.
+        change = np.eye(d)
+        change[:-1, :-1] = np.diag(1 / scale)
+        change[:-1, -1] = -centre / scale
+        rows = np.column_stack([x, np.ones(len(x))]) @ change.T
+        spread = float(reward.std()) if len(reward) else 1.0
+        state = LinearState.start(arms=len(names), features=d, forget=float(rules.forget))
+        policy = state.update(rows, arm, reward).policy(
+            "linucb" if rules.algorithm == "linucb" else "lints",
+            alpha=rules.width * (spread or 1.0),
+            floor=rules.floor,
+            seed=seed,
+        )
+        return LinearPolicy(
+            kind=policy.kind,
+            theta=policy.theta @ change,
+            factor=policy.factor @ change,
+            alpha=policy.alpha,
+            floor=policy.floor,
+            seed=policy.seed,
+            draws=policy.draws,
+        )
+
+    def _ended(
+        self,
+        state: State,
+        names: tuple[str, ...],
+        known: Rewards,
+        history: dict[str, list[float]],
+        measured: dict[str, Any],
+    ) -> Answer:
+        rules: BanditRules = state.rules
+        level = 1 - rules.alpha / (len(names) - 1)
+        effects = (
+            _with_context(known, names, level)
+            if rules.algorithm in {"linucb", "lints"}
+            else _without_context(known, names, history, level)
+        )
+        if effects is None:
+            said = f"too few rewards of some arm to judge it: {measured['rewards']}"
+            return returned(state, "refuse", said, measured)
+        measured["effects"] = effects
+        said = "; ".join(
+            f"{name}: {e['mean']:+.4g} per decision ({e['low']:.4g} to {e['high']:.4g})"
+            for name, e in effects.items()
+        )
+        better = [arm for arm in state.challengers if effects[arm.name]["low"] > 0]
+        if not better:
+            return returned(state, "refuse", f"none earns more than the champion: {said}", measured)
+        best = max(better, key=lambda arm: effects[arm.name]["mean"])
+        return promoted(best, said, measured)
+
+
+def _without_context(
+    known: Rewards, names: tuple[str, ...], history: dict[str, list[float]], level: float
+) -> dict[str, dict[str, float]] | None:
+    # Rows of plans that no look has seen in force have no shares, and are few.
+    told = np.array([str(plan) in history for plan in known.plan.tolist()], dtype=np.bool_)
+    arm: Ints = known.arm[told]
+    if min(np.bincount(arm, minlength=len(names)).tolist(), default=0) < LEAST:
+        return None
+    chances: Floats = np.array([history[str(plan)] for plan in known.plan[told].tolist()])
+    found = adaptive_effects(known.reward[told], arm, chances, level=level)
+    return {
+        name: {"mean": each.estimate, "low": each.lower, "high": each.upper}
+        for name, each in zip(names, found.effects, strict=True)
+        if each is not None
+    }
+
+
+def _with_context(
+    known: Rewards, names: tuple[str, ...], level: float
+) -> dict[str, dict[str, float]] | None:
+    try:
+        values = [
+            snips(
+                known.reward,
+                known.propensity,
+                (known.arm == k).astype(np.float64),
+                clusters=known.unit,
+                level=(1 + level) / 2,
+            ).value
+            for k in range(len(names))
+        ]
+    except EffectiveSampleTooSmall:
+        return None
+    champion = values[0]
+    return {
+        name: {
+            "mean": each.estimate - champion.estimate,
+            "low": each.lower - champion.upper,
+            "high": each.upper - champion.lower,
+        }
+        for name, each in zip(names[1:], values[1:], strict=True)
+    }

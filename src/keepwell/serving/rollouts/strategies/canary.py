@@ -1,0 +1,107 @@
+"""Canary: the challenger answers a growing share; errors roll it back at once, and each step waits until it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keepwell.core.clock import Time
+from keepwell.core.settings import Limit, Share
+from keepwell.serving.rollouts.evidence import error_comparison, health
+from keepwell.serving.rollouts.observations import Observations
+from keepwell.serving.rollouts.strategy import (
+    CHAMPION,
+    Answer,
+    Rules,
+    State,
+    days_seen,
+    promoted,
+    returned,
+    split,
+)
+
+
+class CanaryRules(Rules, frozen=True, kw_only=True):
+    """How the share grows."""
+
+    steps: tuple[Share, ...] = (0.05,)
+    """Shares of the traffic that the challenger answers, one after the other."""
+    error_alpha: Share = 0.01
+    """Chance of ever rolling back a challenger that makes no more errors than the champion."""
+    step_seconds: Limit = 0.0
+    """Each step takes at least this much event time."""
+
+
+class Canary:
+    """Rolls back when an anytime-valid test finds more errors than the champion has; promotes after the last step.
+
+    The test is the sequential comparison of two rates (``keepwell.stats.rate_comparison``, Lindon and Malek 2020). A
+    clean step is ``min_rows`` of the challenger's own decisions under that share. It judges errors only; the KPI is
+    judged by champion-challenger and A/B. Implements ``keepwell.serving.rollouts.strategy.Strategy``.
+    """
+
+    rules = CanaryRules
+    features = False
+
+    def problems(self, state: State) -> list[str]:
+        """See ``keepwell.serving.rollouts.strategy.Strategy``."""
+        steps: tuple[float, ...] = state.rules.steps
+        found = []
+        if not steps:
+            found.append("There are no steps: give at least one share, as in steps = [0.05].")
+        if list(steps) != sorted(set(steps)):
+            found.append(f"The steps {list(steps)} do not grow.")
+        if len(state.challengers) > 1:
+            found.append("A canary has one challenger; several are compared by 'ab'.")
+        return found
+
+    def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
+        """See ``keepwell.serving.rollouts.strategy.Strategy``."""
+        del now, rng
+        rules: CanaryRules = state.rules
+        name = state.challenger.name
+        if state.champion is None:
+            return promoted(state.challenger, "there is no champion to fall back to")
+        test = error_comparison(seen, CHAMPION, name, alpha=rules.error_alpha)
+        step = int(state.memory.get("step", 0))
+        whole, other = health(seen, name), health(seen, CHAMPION)
+        here = health(seen, name, plan=state.plan)
+        measured: dict[str, Any] = {
+            "step": step + 1,
+            "requests": whole.requests,
+            "errors": whole.errors,
+            "champion_requests": other.requests,
+            "champion_errors": other.errors,
+            "p_value": test.p_value,
+        }
+        if test.rejected:
+            said = f"more errors than the champion: {whole.errors:,} in {whole.requests:,} requests"
+            return returned(state, "roll back", said, measured)
+        clean = here.requests >= rules.min_rows and self._waited(state, seen)
+        if clean and step + 1 == len(rules.steps):
+            said = f"{whole.requests:,} requests without more errors than the champion"
+            return promoted(state.challenger, said, measured)
+        if days_seen(seen) > rules.max_days:
+            return returned(state, "refuse", "too little traffic to judge it", measured)
+        reason = f"step {step + 1} of {len(rules.steps)}"
+        if clean:
+            step += 1
+            reason = f"{here.requests:,} clean requests: step {step + 1} of {len(rules.steps)}"
+        last = step + 1 == len(rules.steps)
+        left = rules.min_rows - (0 if clean else here.requests)
+        return Answer(
+            arms=split(state, {name: rules.steps[step]}),
+            reason=reason,
+            next=f"after {max(left, 0):,} more clean requests "
+            + ("it is promoted" if last else f"it gets {rules.steps[step + 1]:.4g} of the traffic"),
+            measured=measured,
+            memory={"step": step},
+        )
+
+    @staticmethod
+    def _waited(state: State, seen: Observations) -> bool:
+        rows = seen.plan == state.plan
+        begun = int(seen.time[rows].min()) if rows.any() else seen.watermark
+        waited: bool = seen.watermark - begun >= state.rules.step_seconds * 1_000_000
+        return waited
