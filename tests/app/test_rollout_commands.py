@@ -103,7 +103,9 @@ def test_a_rollout_is_computed_again_by_command(serving):
     [
         (("start",), 2, "Which version"),
         (("start", "tumour/2", "--set", "steps"), 2, "is no rule"),
-        (("start", "tumour/2", "--dry-run", "--strategy", "canary", "--set", "stepz=[0.1]"), 2, "no rule 'stepz'"),
+        (("start", "tumour/2", "--dry-run", "--strategy", "canary", "--as", "me", "--set", "stepz=[0.1]"), 2, "no rule 'stepz'"),
+        (("start", "tumour/2", "--dry-run", "--strategy", "canary"), 5, "no user"),
+        (("start", "tumour/2", "--dry-run", "--strategy", "canary", "--as", "me"), 5, "may not answer"),
         (("status",), 2, "about one rollout"),
         (("status", "first", "second"), 2, "about one rollout"),
         (("list", "first"), 2, "keepwell rollout status ID"),

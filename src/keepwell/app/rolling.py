@@ -37,6 +37,28 @@ def start_rollout(
     Raises Refused if one of them may not answer (no passed release, too few approvals) or the person may not do so,
     InvalidInput for wrong rules, Conflict if another rollout is under way.
     """
+    strategy, plan = preview_rollout(state, versions, actor=actor, strategy=strategy, rules=rules)
+    return state.rollouts.start(
+        id=f"rollout-{secrets.token_hex(4)}",
+        endpoint=plan.endpoint,
+        version=versions[0],
+        others=versions[1:],
+        strategy=strategy,
+        rules=rules,
+        actor=actor,
+        makes_champion=True,
+    )
+
+
+def preview_rollout(
+    state: State,
+    versions: Sequence[ModelVersion],
+    *,
+    actor: str,
+    strategy: str = "",
+    rules: Mapping[str, Any] | None = None,
+) -> tuple[str, TrafficPlan]:
+    """Give the strategy and the plan that ``start_rollout`` would begin with. Changes nothing; raises as it does."""
     from keepwell.lifecycle.activation import (
         course_of,  # brings polars, and the server starts without
     )
@@ -47,6 +69,10 @@ def start_rollout(
         raise InvalidInput(
             "The versions are of different models.", todo="Compare versions of one model."
         )
+    endpoint, chosen = course_of(state.context, state.store, first, strategy=strategy)
+    plan = state.rollouts.preview(
+        endpoint=endpoint, version=first, others=others, strategy=chosen, rules=rules
+    )
     for version in versions:
         problems = admission_problems(
             version,
@@ -61,17 +87,7 @@ def start_rollout(
                 f"{version.label()} may not answer: {'; '.join(problems)}.",
                 todo=f"Release and approve it first, or run 'keepwell activate {version.label()}'.",
             )
-    endpoint, chosen = course_of(state.context, state.store, first, strategy=strategy)
-    return state.rollouts.start(
-        id=f"rollout-{secrets.token_hex(4)}",
-        endpoint=endpoint,
-        version=first,
-        others=others,
-        strategy=chosen,
-        rules=rules,
-        actor=actor,
-        makes_champion=True,
-    )
+    return chosen, plan
 
 
 def steer_rollout(

@@ -49,7 +49,7 @@ def health(endpoint: str, store: Reader) -> Health:
     latest = _latest(endpoint, version, store=store) if version is not None else []
     alarms = [m for m in latest if m.state == "alarm"]
     state: State = "unknown"
-    message, worst = "no window has been measured yet", ""
+    message, worst = _before_the_first(mark), ""
     if latest and all(m.state == "unknown" for m in latest):
         message = "too few rows in the last window to judge by"
     elif latest:
@@ -74,6 +74,15 @@ def health(endpoint: str, store: Reader) -> Health:
         monitors=len(latest),
         in_alarm=tuple(m.monitor for m in alarms),
         open_alerts=tuple(alerts),
+    )
+
+
+def _before_the_first(mark: Watermark | None) -> str:
+    if mark is None or not mark.predictions:
+        return "no decision has been seen yet"
+    return (
+        f"{mark.predictions:,} decisions and {mark.outcomes:,} outcomes seen;"
+        " a window is measured when later decisions tell that it is over"
     )
 
 

@@ -87,8 +87,10 @@ def version_named(state: State, text: str) -> ModelVersion:
     """Give the version that ``MODEL/NUMBER`` names. Raises InvalidInput, NotFound with what there is."""
     model, _, number = text.rpartition("/")
     if not model or not number.isdigit():
+        newest = state.store.find(ModelVersion, order=["-created"], limit=1)
+        known = newest[0].label() if newest else "flight-delay/1"
         raise InvalidInput(
-            f"{text!r} names no version.", todo="Write MODEL/NUMBER, for example flight-delay/1."
+            f"{text!r} names no version.", todo=f"Write MODEL/NUMBER, for example {known}."
         )
     # No store counts further than 18 digits; such a version is as absent as any other.
     version = state.store.get(ModelVersion, model, int(number)) if len(number) <= 18 else None

@@ -20,7 +20,9 @@ def run(given: argparse.Namespace) -> int:
         print_json({"returns": found, "entries": entries})
         return 0
     if not found:
-        sys.stdout.write("Nothing is earned yet: the ledger waits for labelled decisions.\n")
+        sys.stdout.write(
+            "Nothing is earned yet: the ledger counts a window when it is over and its labels are due.\n"
+        )
         return 0
     rows = [
         (

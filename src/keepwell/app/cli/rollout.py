@@ -10,13 +10,12 @@ import msgspec
 
 from keepwell.app.cli.common import actor, print_json, project_state, table, version_named
 from keepwell.app.cli.plans import show_change
-from keepwell.app.rolling import appraise_version, start_rollout, steer_rollout
+from keepwell.app.rolling import appraise_version, preview_rollout, start_rollout, steer_rollout
 from keepwell.app.wiring import State
 from keepwell.core.clock import duration, iso
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
-from keepwell.lifecycle.activation import course_of
 from keepwell.serving.rollouts.plans import describe_plan, latest_plan
 
 
@@ -75,19 +74,13 @@ def _start(given: argparse.Namespace, state: State) -> int:
     rules = dict(_rule(text) for text in given.set)
     labels = ", ".join(version.label() for version in versions)
     if given.dry_run:
-        endpoint, strategy = course_of(
-            state.context, state.store, versions[0], strategy=given.strategy
+        strategy, plan = preview_rollout(
+            state, versions, actor=actor(given, state), strategy=given.strategy, rules=rules
         )
         return show_change(
-            f"a rollout of {labels} at {endpoint} by {strategy} would begin",
-            latest_plan(endpoint, store=state.store),
-            state.rollouts.preview(
-                endpoint=endpoint,
-                version=versions[0],
-                others=versions[1:],
-                strategy=strategy,
-                rules=rules,
-            ),
+            f"a rollout of {labels} at {plan.endpoint} by {strategy} would begin",
+            latest_plan(plan.endpoint, store=state.store),
+            plan,
             as_json=given.json,
         )
     rollout = start_rollout(
