@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -13,6 +15,13 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import settings
 from tests.stories.projects import flights, keepwell, shared
+
+# Hundreds of processes start in a run: without kept bytecode each would compile all that it imports anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# As many test processes run as there are cores: threads of theirs that wait for a busy core spin, and a fit of a
+# tenth of a second takes ten.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 # The same examples each time, so that a run says something about the change and not about chance;
 # `make search` draws others.
