@@ -1,8 +1,8 @@
 """The protocols of the field at Keepwell's desk: each reads its own requests and writes its own answers.
 
-A protocol is one file. It routes its paths (``route``), gives the desk an ``Ask`` that carries a
-``WireProtocol`` (the desk's port), and knows neither connections nor models: the desk computes the requests of one tick
-together, whatever protocols they came by.
+A protocol is one file. It routes its paths (``route``), gives the desk an ``Ask`` that carries the desk's
+port for it, a ``WireProtocol``, and knows neither connections nor models: the desk computes the requests of
+one tick together, whatever protocols they came by.
 """
 
 from __future__ import annotations
