@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 NEEDS_AN_EXTRA = {
     "keepwell.serving.protocols.grpc": ("grpc", {"grpc", "google"}),
+    "keepwell.serving.transport.grpc": ("grpc", {"grpc", "google"}),
     "keepwell.serving.telemetry.traces": ("otel", {"opentelemetry"}),
     "keepwell.testing": ("testing", {"pytest"}),
 }

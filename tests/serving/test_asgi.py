@@ -29,7 +29,7 @@ from keepwell.core.errors import KeepwellError
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.asgi import app_for
 from keepwell.serving.log.segments import SegmentLog
-from keepwell.serving.transport.http import MAX_BODY
+from keepwell.serving.transport.floor import MAX_BODY
 
 pytestmark = pytest.mark.xdist_group("asgi")
 

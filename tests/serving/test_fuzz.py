@@ -16,11 +16,13 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.records.data import Column, Dtype
 from keepwell.core.records.models import Signature
 from keepwell.serving.desk.codec import Codec
-from keepwell.serving.desk.desk import Desk, Loader
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Loader
 from keepwell.serving.editions import Edition, Shelf
 from keepwell.serving.log.segments import SegmentWriter
 from keepwell.serving.telemetry.meters import Meters
-from keepwell.serving.transport.http import Connection, Floor
+from keepwell.serving.transport.floor import Floor
+from keepwell.serving.transport.http import Connection
 
 GOOD = request(b'{"rows":[{"x":1,"flag":true,"dep delay":null}]}')
 

@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.traffic import BUCKETS, Arm, Cohort
+from keepwell.serving.desk.asks import Ask
 from keepwell.serving.desk.assign import (
     Assignment,
     Rows,
@@ -32,7 +33,6 @@ from keepwell.serving.desk.assign import (
     log_draw_of,
     mirror_bucket_of,
 )
-from keepwell.serving.desk.desk import Ask
 from keepwell.serving.desk.gaps import MAX_HELD, MAX_HELD_BYTES, Gap
 from keepwell.serving.desk.policies import Drawing, inputs_of, pack_policy, unpack_policy
 from keepwell.serving.editions import EndpointEdition

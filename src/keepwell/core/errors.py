@@ -6,10 +6,11 @@ import difflib
 import errno
 import os
 import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class KeepwellError(Exception):
@@ -145,6 +146,31 @@ def users_line(error: BaseException) -> str:
         return "unknown"
     last = (own or list(frames))[-1]
     return f"{last.filename}:{last.lineno}"
+
+
+@contextmanager
+def users_own(where: str, *, doing: str = "It", todo: str) -> Iterator[None]:
+    """Run code of the user inside: whatever it raises, even an exit, becomes InvalidInput naming the user's own line.
+
+    >>> try:
+    ...     with users_own("source 'orders'", doing="Loading it", todo="Mend it."):
+    ...         raise ValueError("no such column")
+    ... except InvalidInput as error:
+    ...     print(error.what)
+    Loading it raised ValueError: no such column
+    """
+    try:
+        yield
+    except KeepwellError:
+        raise
+    except (Exception, SystemExit) as error:
+        # Libraries put pages behind a blank line: polars tells its whole plan there.
+        said = str(error).split("\n\n", maxsplit=1)[0]
+        raise InvalidInput(
+            f"{doing} raised {type(error).__name__}: {said}",
+            where=f"{where} ({users_line(error)})",
+            todo=todo,
+        ) from error
 
 
 def near_miss(given: str, allowed: Iterable[str]) -> str:

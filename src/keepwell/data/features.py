@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from keepwell.core.errors import InvalidInput, KeepwellError, near_miss, users_line
+from keepwell.core.errors import InvalidInput, near_miss, users_own
 from keepwell.core.project import FeatureView, ModelDeclaration, OnDemandView, Project
 from keepwell.data.frames import microseconds
 
@@ -18,16 +18,8 @@ KNOWN = "__known"
 
 def run_view(transform: Callable[[Any], Any], frame: pl.DataFrame, *, where: str) -> pl.DataFrame:
     """Run a user's transformation. Raises InvalidInput naming the user's line."""
-    try:
+    with users_own(where, todo="Mend the transformation."):
         result: Any = transform(frame)
-    except KeepwellError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InvalidInput(
-            f"It raised {type(error).__name__}: {error}",
-            where=f"{where} ({users_line(error)})",
-            todo="Mend the transformation.",
-        ) from error
     if isinstance(result, pl.LazyFrame):
         result = result.collect()
     if not isinstance(result, pl.DataFrame):

@@ -9,7 +9,7 @@ import polars as pl
 from keepwell.checks.data.expectations import infer_expectations
 from keepwell.core.clock import Time, iso
 from keepwell.core.digest import canonical
-from keepwell.core.errors import InvalidInput, KeepwellError, near_miss, users_line
+from keepwell.core.errors import InvalidInput, near_miss, users_own
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.store import Store
 from keepwell.core.project import Source
@@ -20,18 +20,11 @@ from keepwell.data.frames import describe_columns, keep_frame, microseconds, rea
 def load_source(source: Source) -> pl.DataFrame:
     """Run the project's own loading function and check what it gave. Raises InvalidInput naming the user's line."""
     where = f"source {source.name!r}"
-    try:
+    todo = "Mend the loading function, or see that its file exists and can be read."
+    with users_own(where, doing="Loading it", todo=todo):
         frame: Any = source.load()
         if isinstance(frame, pl.LazyFrame):
             frame = frame.collect()
-    except KeepwellError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InvalidInput(
-            f"Loading it raised {type(error).__name__}: {str(error).split(chr(10) * 2)[0]}",
-            where=f"{where} ({users_line(error)})",
-            todo="Mend the loading function, or see that its file exists and can be read.",
-        ) from error
     if not isinstance(frame, pl.DataFrame):
         raise InvalidInput(
             f"The loading function gave a {type(frame).__name__}.",

@@ -19,17 +19,17 @@ from urllib.parse import quote
 import msgspec
 
 from keepwell.core.errors import Unavailable
-from keepwell.serving.desk.codec import encode_error
-from keepwell.serving.desk.desk import Desk, Loader
+from keepwell.serving.desk.codec import JSON, encode_error
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Loader
 from keepwell.serving.editions import Shelf
 from keepwell.serving.log.segments import SegmentWriter
-from keepwell.serving.pool import worker_name
-from keepwell.serving.protocols import JSON
 from keepwell.serving.runtimes.links import Links
-from keepwell.serving.telemetry.meters import Meters
+from keepwell.serving.telemetry.meters import Meters, worker_name
 from keepwell.serving.terms import TERMS_FILE, Terms
+from keepwell.serving.transport.floor import MAX_BODY, MAX_HEADERS, MAX_URL, Floor, Slot
 from keepwell.serving.transport.gate import Gate
-from keepwell.serving.transport.http import MAX_BODY, MAX_HEADERS, MAX_URL, Connection, Floor, Slot
+from keepwell.serving.transport.http import Connection
 from keepwell.serving.worker import DRAIN_SECONDS, follow, listen, refresh, standing_of
 
 Message = MutableMapping[str, Any]
@@ -198,7 +198,7 @@ class Exchange(Connection):
         self.fill(self.slot, status, encode_error(message))
 
     def fill(self, slot: Slot, status: int, answer: bytes, *, content: bytes = JSON) -> None:
-        """See ``keepwell.serving.transport.http.Caller``."""
+        """See ``keepwell.serving.transport.floor.Caller``."""
         if slot.note is not None:
             self._floor.noted(slot.note, status, len(answer))
         if status != 200:

@@ -16,18 +16,13 @@ import msgspec
 
 from keepwell.core.errors import Unavailable
 from keepwell.serving.runtimes.tended import Runtimes
-from keepwell.serving.telemetry.meters import fold
+from keepwell.serving.telemetry.meters import fold, worker_name
 from keepwell.serving.terms import TERMS_FILE, Terms
 
 RESPAWN_SECONDS = 0.2
 START_SECONDS = 30.0
 LEAVE_SECONDS = 30.0
 """A replaced worker that has not ended by then is killed: it waits for nobody's answer any more."""
-
-
-def worker_name(number: int, pid: int) -> str:
-    """Name a worker so that no two processes ever share a name."""
-    return f"w{number}p{pid}"
 
 
 class _Worker:

@@ -22,18 +22,19 @@ import uvloop
 
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.traffic import BUCKETS
-from keepwell.serving.desk.desk import Desk, Loader
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Loader
 from keepwell.serving.editions import Shelf
 from keepwell.serving.log.segments import SegmentWriter
-from keepwell.serving.pool import worker_name
 from keepwell.serving.runtimes.links import Links
 from keepwell.serving.stopping import die_with_parent
 from keepwell.serving.telemetry.accesslog import AccessLog
 from keepwell.serving.telemetry.footprint import take_footprint
-from keepwell.serving.telemetry.meters import Meters, Standing
+from keepwell.serving.telemetry.meters import Meters, Standing, worker_name
 from keepwell.serving.terms import Terms
+from keepwell.serving.transport.floor import Floor
 from keepwell.serving.transport.gate import Gate
-from keepwell.serving.transport.http import Connection, Floor
+from keepwell.serving.transport.http import Connection
 from keepwell.serving.transport.tls import HANDSHAKE_SECONDS, SHUTDOWN_SECONDS, Tls
 
 LOOK_SECONDS = 0.02
@@ -221,8 +222,8 @@ def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:
 
 async def _listen_grpc(floor: Floor, address: str) -> Any:
     """Start the gRPC side. It is loaded by its name, because it needs an extra that most gateways do without."""
-    protocol = importlib.import_module("keepwell.serving.protocols.grpc")
-    return await protocol.start(floor, address)
+    calls = importlib.import_module("keepwell.serving.transport.grpc")
+    return await calls.start(floor, address)
 
 
 async def refresh(floor: Floor, loader: Loader, shelf: Shelf) -> bool:

@@ -35,14 +35,12 @@ class Cells:
         spread = float((by_cell**2 / (self.units - 1)).sum())
         freedom = float(by_cell.sum()) ** 2 / spread if spread > 0 else math.inf
         estimate = float(weights @ self.means)
-        below, above = _skewness.bounds(moves, level, freedom)
         used = weights != 0
-        return Interval(
-            estimate=estimate,
-            lower=estimate + below,
-            upper=estimate + above,
+        return _skewness.interval(
+            estimate,
+            moves,
             level=level,
-            standard_error=float(np.sqrt((moves**2).sum())),
+            freedom=freedom,
             rows=int(self.rows[used].sum()),
             clusters=int(self.units[used].sum()),
         )

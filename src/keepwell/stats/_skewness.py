@@ -6,6 +6,29 @@ import numpy as np
 from scipy import special
 
 from keepwell.stats import _arrays
+from keepwell.stats.intervals import Interval
+
+
+def interval(
+    estimate: float,
+    moves: _arrays.FloatArray,
+    *,
+    level: float,
+    freedom: float = math.inf,
+    rows: int,
+    clusters: int,
+) -> Interval:
+    """Give the interval of an estimate whose error has these parts; see `bounds`."""
+    below, above = bounds(moves, level, freedom)
+    return Interval(
+        estimate=estimate,
+        lower=estimate + below,
+        upper=estimate + above,
+        level=level,
+        standard_error=float(np.sqrt((moves**2).sum())),
+        rows=rows,
+        clusters=clusters,
+    )
 
 
 def bounds(

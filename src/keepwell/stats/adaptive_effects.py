@@ -104,16 +104,7 @@ def adaptive_effects(
     moves = shares * (scores - estimate)
 
     def interval(at: float, parts: _arrays.FloatArray, count: int) -> Interval:
-        below, above = _skewness.bounds(parts, level)
-        return Interval(
-            estimate=at,
-            lower=at + below,
-            upper=at + above,
-            level=level,
-            standard_error=float(np.sqrt((parts**2).sum())),
-            rows=count,
-            clusters=count,
-        )
+        return _skewness.interval(at, parts, level=level, rows=count, clusters=count)
 
     means = [interval(float(estimate[k]), moves[:, k], int(rows[k])) for k in range(arms)]
     effects = [

@@ -226,14 +226,11 @@ def _valued(
         # Large weights are few, so the error leans to one side: near the least effective sample
         # symmetric bounds cover 92%, these 94% and more.
         moves = moves * math.sqrt(moves.size / (moves.size - 1))
-        estimate = float(values.mean())
-        below, above = _skewness.bounds(moves, level, moves.size - 1)
-        return Interval(
-            estimate=estimate,
-            lower=estimate + below,
-            upper=estimate + above,
+        return _skewness.interval(
+            float(values.mean()),
+            moves,
             level=level,
-            standard_error=float(np.sqrt((moves**2).sum())),
+            freedom=moves.size - 1,
             rows=y.size,
             clusters=moves.size,
         )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import special
 
 from keepwell.stats import _arrays
+from keepwell.stats._anytime import Anytime, looked
 
 Side = Literal["both", "greater", "less"]
 """Which differences count: any, only treatment above control, or only below."""
@@ -69,7 +70,7 @@ def log_evidence(
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutcomeComparison:
+class OutcomeComparison(Anytime):
     """A sequential test of "the outcome does not depend on the arm", for outcomes 0 or 1.
 
     A unit falls on the treatment arm with chance s, by plan. If its outcome's rates are p1 there
@@ -155,7 +156,7 @@ class OutcomeComparison:
             control_units=self.control_units + control_units,
             log_gains=tuple(gains.tolist()),
         )
-        return replace(after, peak_log_evidence=max(self.peak_log_evidence, after.log_evidence))
+        return looked(after)
 
     @property
     def log_evidence(self) -> float:
@@ -163,14 +164,9 @@ class OutcomeComparison:
         return float(np.logaddexp.reduce(self.log_gains)) if self.log_gains else 0.0
 
     @property
-    def p_value(self) -> float:
-        """The anytime p-value: least alpha at which it would have been rejected at some look."""
-        return min(1.0, math.exp(-self.peak_log_evidence))
-
-    @property
     def rejected(self) -> bool:
         """Whether the rates were found different (on `side`) at some look."""
-        return self.peak_log_evidence >= -math.log(self.alpha)
+        return self._found
 
 
 def _stakes(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keepwell.stats import _arrays
+from keepwell.stats._anytime import Anytime, looked
 
 # The mixture over rate ratios: even in the logarithm, up to a hundredfold; 48 points are 10% apart.
 RATIOS = 48
@@ -53,7 +54,7 @@ def log_evidence(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateComparison:
+class RateComparison(Anytime):
     """A sequential test of "treatment's rate is at most (or equal to) control's", for rare events.
 
     With random assignment, each event falls on the treatment arm with chance
@@ -108,7 +109,7 @@ class RateComparison:
             control_events=self.control_events + control_events,
             log_gains=tuple(gains.tolist()),
         )
-        return replace(after, peak_log_evidence=max(self.peak_log_evidence, after.log_evidence))
+        return looked(after)
 
     @property
     def log_evidence(self) -> float:
@@ -118,14 +119,9 @@ class RateComparison:
         return float(np.logaddexp.reduce(self.log_gains)) - math.log(len(self.log_gains))
 
     @property
-    def p_value(self) -> float:
-        """The anytime p-value: least alpha at which it would have been rejected at some look."""
-        return min(1.0, math.exp(-self.peak_log_evidence))
-
-    @property
     def rejected(self) -> bool:
         """Whether the rates were found different (treatment's greater) at some look."""
-        return self.peak_log_evidence >= -math.log(self.alpha)
+        return self._found
 
 
 def _bets(share: float, side: str) -> tuple[_arrays.FloatArray, _arrays.FloatArray]:

@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 
 from keepwell.stats import _arrays
+from keepwell.stats._anytime import Anytime, looked
 
 # Points of the mixture over alternatives, even in log rate from the limit to 1. More change the
 # evidence by under 0.1 nats; the finest alternative is limit^(1 - 1/65), 10% above a limit of 0.2%.
@@ -14,7 +15,7 @@ ALTERNATIVES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateLimitTest:
+class RateLimitTest(Anytime):
     """A one-sided sequential test of "the rate is at most `limit`", for canary error rates.
 
     Bets that the next event is likelier than the limit: the wealth of a mixture of such bets is
@@ -59,7 +60,7 @@ class RateLimitTest:
             message = f"events must be within [0, trials={trials}], received {events}"
             raise ValueError(message)
         after = replace(self, events=self.events + events, trials=self.trials + trials)
-        return replace(after, peak_log_evidence=max(self.peak_log_evidence, after.log_evidence))
+        return looked(after)
 
     @property
     def log_evidence(self) -> float:
@@ -72,11 +73,6 @@ class RateLimitTest:
         return float(np.logaddexp.reduce(gains)) - math.log(ALTERNATIVES)
 
     @property
-    def p_value(self) -> float:
-        """The anytime p-value: least alpha at which it would have been exceeded at some look."""
-        return min(1.0, math.exp(-self.peak_log_evidence))
-
-    @property
     def exceeded(self) -> bool:
         """Whether the limit was found exceeded at some look."""
-        return self.peak_log_evidence >= -math.log(self.alpha)
+        return self._found

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import special
 
 from keepwell.stats import _arrays
+from keepwell.stats._anytime import Anytime, looked
 
 
 def log_evidence(
@@ -42,7 +43,7 @@ def log_evidence(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRatioTest:
+class SampleRatioTest(Anytime):
     """A sequential test of "units fall on arms with these shares" (sample ratio mismatch).
 
     A mismatch means that the assignment or the log is broken, and that no comparison of the arms
@@ -95,7 +96,7 @@ class SampleRatioTest:
         after = replace(
             self, counts=tuple(old + int(add) for old, add in zip(before, new, strict=True))
         )
-        return replace(after, peak_log_evidence=max(self.peak_log_evidence, after.log_evidence))
+        return looked(after)
 
     def replan(self, shares: tuple[float, ...]) -> Self:
         """Go on under new shares, keeping the evidence: products of such evidence stay valid."""
@@ -110,11 +111,6 @@ class SampleRatioTest:
         return self.carried_log_evidence + float(found)
 
     @property
-    def p_value(self) -> float:
-        """The anytime p-value: least alpha at which a mismatch would have been found."""
-        return min(1.0, math.exp(-self.peak_log_evidence))
-
-    @property
     def mismatched(self) -> bool:
         """Whether a mismatch was found at some look."""
-        return self.peak_log_evidence >= -math.log(self.alpha)
+        return self._found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keepwell.core.errors import InvalidInput, KeepwellError, users_line
+from keepwell.core.errors import InvalidInput, users_own
 from keepwell.core.project import ModelDeclaration
 
 Floats = npt.NDArray[np.float64]
@@ -29,17 +29,8 @@ def money_of(model: ModelDeclaration, predictions: Floats, outcomes: Floats) -> 
 
 def run_own(function: Callable[..., Any], *arguments: Any, where: str) -> Any:
     """Call a function of the project. Raises InvalidInput for whatever it raises."""
-    # The user's code is an outer door.
-    try:
+    with users_own(where, todo="Mend the function."):
         return function(*arguments)
-    except KeepwellError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InvalidInput(
-            f"It raised {type(error).__name__}: {error}",
-            where=f"{where} ({users_line(error)})",
-            todo="Mend the function.",
-        ) from error
 
 
 def checked(result: Any, rows: int, *, where: str, flat: bool) -> Floats:

@@ -21,7 +21,7 @@ import polars as pl
 from keepwell.checks.model.validation import loss_rows
 from keepwell.core.clock import Time
 from keepwell.core.digest import Digest, canonical
-from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, near_miss, users_line
+from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, near_miss, users_own
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.store import Store
 from keepwell.core.ports.tracking import Tracker
@@ -107,16 +107,9 @@ def fit_candidate(
         labels = labels.astype(np.int64)
         if len(np.unique(labels)) < 2:
             raise InvalidInput("All labels are the same; there is nothing to learn.", where=where)
-    try:
+    todo = "Mend the training function; it gets (X, y, params, seed)."
+    with users_own(where, doing="Training", todo=todo):
         estimator = candidate.train(inputs_of(rows, model), labels, dict(candidate.params), seed)
-    except KeepwellError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InvalidInput(
-            f"Training raised {type(error).__name__}: {error}",
-            where=f"{where} ({users_line(error)})",
-            todo="Mend the training function; it gets (X, y, params, seed).",
-        ) from error
     if candidate.runtime == "process" and isinstance(estimator, str | Path):
         if (Path(estimator) / "MLmodel").is_file():
             return Path(estimator)

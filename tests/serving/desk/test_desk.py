@@ -22,15 +22,17 @@ from tests.serving.test_fuzz import Wire, talk
 from keepwell.core.errors import Unavailable
 from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.traffic import BUCKETS
+from keepwell.serving.desk.asks import Ask
 from keepwell.serving.desk.assign import bucket_of
-from keepwell.serving.desk.codec import Decoded
-from keepwell.serving.desk.desk import Ask, Desk, Loader, Serving
+from keepwell.serving.desk.codec import JSON, Decoded
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Loader, Serving
 from keepwell.serving.editions import Edition, Shelf
 from keepwell.serving.log.batches import Answers
 from keepwell.serving.log.segments import SegmentLog, SegmentWriter
-from keepwell.serving.protocols import JSON
 from keepwell.serving.telemetry.meters import Meters
-from keepwell.serving.transport.http import Connection, Floor
+from keepwell.serving.transport.floor import MAX_KNOWN_HEADS, Floor
+from keepwell.serving.transport.http import Connection
 
 ENDPOINTS = ("group", "sync", "sampled", "timed", "failing", "nan", "safe", "both")
 
@@ -309,20 +311,18 @@ def test_only_heads_that_say_nothing_beyond_the_body_are_remembered(desk, extra,
 
 
 def test_no_more_heads_are_remembered_than_fit(desk):
-    from keepwell.serving.transport import http
-
     async def run() -> int:
         floor = Floor(desk, asyncio.get_running_loop())
         wire, connection = Wire(), Connection(floor)
         connection.connection_made(wire)
-        for n in range(http.MAX_KNOWN_HEADS * 2 + 7):
+        for n in range(MAX_KNOWN_HEADS * 2 + 7):
             body = b'{"rows":[{"x":1,"flag":true,"dep delay":1}]}'
             connection.data_received(
                 request(body, path="/v1/endpoints/group/predict", extra=f"x: {n}\r\n")
             )
-            assert len(floor.heads) <= http.MAX_KNOWN_HEADS
+            assert len(floor.heads) <= MAX_KNOWN_HEADS
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         return wire.written.count(b"200 OK")
 
-    assert asyncio.run(run()) == http.MAX_KNOWN_HEADS * 2 + 7
+    assert asyncio.run(run()) == MAX_KNOWN_HEADS * 2 + 7

@@ -15,7 +15,7 @@ from tests.serving.gateways import Gateway, arm, endpoint, linear, native, reque
 from tests.serving.models import SlowByCall, SlowByRow
 
 from keepwell.core.settings import ServerSettings
-from keepwell.serving.desk.desk import Ask
+from keepwell.serving.desk.asks import Ask
 from keepwell.serving.desk.intake import TRY_SECONDS, Intake, Pace
 from keepwell.serving.telemetry.metrics import gateway_page
 from keepwell.serving.terms import Terms

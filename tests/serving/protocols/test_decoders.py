@@ -18,8 +18,10 @@ from tests.serving.protocols.conftest import WORDS
 from tests.serving.test_fuzz import talk
 
 from keepwell.core.errors import InvalidInput, NotFound
+from keepwell.serving.desk.asks import Ask
 from keepwell.serving.desk.codec import MAX_ROWS, Decoded
-from keepwell.serving.desk.desk import Ask, Desk, Loader, Serving
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Loader, Serving
 from keepwell.serving.editions import Edition, Shelf
 from keepwell.serving.log.segments import SegmentWriter
 from keepwell.serving.protocols.grpc import GrpcInference, InferRequest, message_of

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TOOLS = Path(__file__).parents[2] / ".tools" / "usr" / "bin"
+TOOLS = Path(__file__).parents[3] / ".tools" / "usr" / "bin"
 
 
 def program(name: str) -> str:

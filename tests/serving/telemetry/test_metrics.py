@@ -23,7 +23,7 @@ from keepwell.serving.telemetry.footprint import is_alive, take_footprint
 from keepwell.serving.telemetry.meters import Counts, Meters, Shared, fold, read_gone
 from keepwell.serving.telemetry.metrics import gateway_page
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WEIRD = 'the "new"\\one\nof two'
 
 

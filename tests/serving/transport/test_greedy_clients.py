@@ -9,18 +9,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import cast
 
 import pytest
 import uvloop
 from tests.serving.gateways import Gateway, arm, endpoint, linear, request
 
-from keepwell.serving.desk.desk import Desk, Loader
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Loader
 from keepwell.serving.editions import Edition, Shelf
 from keepwell.serving.log.segments import SegmentWriter
 from keepwell.serving.sockets import bind
 from keepwell.serving.telemetry.meters import Meters
-from keepwell.serving.transport import http
-from keepwell.serving.transport.http import Connection, Floor
+from keepwell.serving.transport import floor, http
+from keepwell.serving.transport.floor import SWEEP_SECONDS, Floor
+from keepwell.serving.transport.http import Connection
 
 GOOD = request(b'{"rows":[{"x":1,"flag":true,"dep delay":null}]}')
 LIVE = request(b"", method="GET", path="/live")
@@ -43,12 +46,16 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr(floor, "SWEEP_SECONDS", 0.1)
     monkeypatch.setattr(http, "IDLE_SECONDS", 0.35)
 
 
 class Server:
     """A floor behind a real socket, in a thread of this process, so that a test sees what it holds."""
+
+    @property
+    def connections(self) -> list[Connection]:
+        return [cast("Connection", each) for each in self.floor.connections]
 
     def __init__(self, desk: Desk) -> None:
         self.loop = uvloop.new_event_loop()
@@ -194,7 +201,7 @@ def test_who_asks_and_does_not_read_is_not_read_either_and_gets_every_answer_lat
             except BlockingIOError:
                 time.sleep(0.01)
         assert sent < len(asked), "the server read without end what it could not answer"
-        held = max(server.floor.connections, key=_unsent)
+        held = max(server.connections, key=_unsent)
         assert 0 < _unsent(held) < 1_000_000, "what one client does not read is little"
         client.setblocking(True)
         client.settimeout(20)
@@ -237,7 +244,7 @@ def test_bodies_on_their_way_are_bounded_over_all_connections(server: Server, mo
 
 
 def test_connections_are_bounded_and_idle_ones_make_room(server: Server, monkeypatch):
-    monkeypatch.setattr(http, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(floor, "ROOM_SECONDS", 0.0)
     server.floor.most = 3
     with server.client() as busy, server.client() as idle, server.client() as silent:
         server.until(lambda: len(server.floor.connections) == 3)
@@ -246,8 +253,8 @@ def test_connections_are_bounded_and_idle_ones_make_room(server: Server, monkeyp
             assert said.startswith(b"HTTP/1.1 503")
             assert b"connections" in said
         for connection in list(server.floor.connections):
-            server.loop.call_soon_threadsafe(connection.rest)
-        server.until(lambda: all(each._sweeps for each in server.floor.connections))
+            server.loop.call_soon_threadsafe(connection.rest, SWEEP_SECONDS)
+        server.until(lambda: all(each._sweeps for each in server.connections))
         for client in (busy, idle):
             client.sendall(GOOD)
             assert answered(client, 1).startswith(b"HTTP/1.1 200")

@@ -12,31 +12,23 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from keepwell.core.errors import KeepwellError
+from keepwell.serving.desk.asks import Ask
+from keepwell.serving.desk.calls import Tick, ask_models, values_of
 from keepwell.serving.desk.codec import MAX_ROWS
-from keepwell.serving.desk.desk import (
-    Ask,
-    Desk,
-    Loaded,
-    Round,
-    Seen,
-    Serving,
-    Tick,
-    mirrored,
-    values_of,
-)
+from keepwell.serving.desk.desk import Desk
 from keepwell.serving.desk.intake import Pace, refuse
+from keepwell.serving.desk.loading import Loaded, Serving
+from keepwell.serving.desk.mirrors import Seen, mirrored
+from keepwell.serving.desk.replies import reply_probe
+from keepwell.serving.desk.rounds import Round
 from keepwell.serving.log.batches import Batch
-
-if TYPE_CHECKING:  # the floor has what is here; its words are needed for types alone
-    from keepwell.serving.transport.http import Caller, Floor, Slot
-
-    Each = tuple[Ask, Caller, Slot]
 
 MAX_LANE_BYTES = 32 * 1024 * 1024
 """Bodies that may wait in one lane."""
@@ -44,13 +36,42 @@ MAX_SHADOWS = 32
 """Batches that may wait for one endpoint's mirrors; more are not measured, and counted as dropped."""
 MAX_PROBES = 32
 
+Each = tuple[Any, ...]
+"""As ``Work``: it begins with its ``Ask``."""
+
+
+class WayOut(Protocol):
+    """Where answers leave that were computed beside the tick. All is called on the event loop's thread."""
+
+    @property
+    def desk(self) -> Desk:
+        """The desk whose requests they were."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop on which others wait meanwhile."""
+        ...
+
+    def send(self, work: list[Any]) -> None:
+        """Let answers go that are there: at once, or when the log is on the disk."""
+        ...
+
+    def shed(self, each: Any) -> None:
+        """Send a refusal, counted."""
+        ...
+
+    def sync_later(self) -> None:
+        """Bring the log to the disk soon; nobody waits for it."""
+        ...
+
 
 class Lane:
     """What waits for the runtimes of one set of arms."""
 
-    def __init__(self, floor: Floor, beside: Beside) -> None:
+    def __init__(self, out: WayOut, beside: Beside) -> None:
         # No lane knows its endpoint: what refers to itself would outlive its edition, and its runtimes with it.
-        self._floor = floor
+        self._out = out
         self._beside = beside
         self._waiting: list[Each] = []
         self._over: list[Each] = []
@@ -61,11 +82,11 @@ class Lane:
 
     def take(self, serving: Serving, each: Each) -> None:
         """Let a request wait for the next batch, or say at once that it cannot be."""
-        ask, caller, slot = each
+        ask: Ask = each[0]
         size = ask.size or len(ask.body)
         ahead = self._pace.fixed + self._pace.slope * self._size if self._busy else 0.0
         full = self._size + size > MAX_LANE_BYTES
-        if full or ahead > self._floor.desk.intake.limit:
+        if full or ahead > self._out.desk.intake.limit:
             if len(serving.arms) == 1:
                 refuse(
                     ask,
@@ -73,11 +94,11 @@ class Lane:
                     ahead,
                     f"{_BUSY} About {ahead:.3g} s of work is ahead.",
                 )
-                self._floor.shed(ask, caller, slot)
+                self._out.shed(each)
                 return
             self._over.append(each)
             if len(self._over) == 1:
-                self._floor.loop.call_soon(self._overflow, serving)
+                self._out.loop.call_soon(self._overflow, serving)
             return
         self._waiting.append(each)
         self._beside.waiting += 1
@@ -89,14 +110,14 @@ class Lane:
 
     def _overflow(self, serving: Serving) -> None:
         over, self._over = self._over, []
-        _guarded(over, partial(self._floor.desk.decide, serving, [ask for ask, _, _ in over]))
-        self._floor.send(over)
+        _guarded(over, partial(self._out.desk.decide, serving, [each[0] for each in over]))
+        self._out.send(over)
 
     async def _work(self, serving: Serving) -> None:
         await asyncio.sleep(0)
         while self._waiting:
             work = self._next(serving)
-            size = sum([ask.size or len(ask.body) for ask, _, _ in work])
+            size = sum([each[0].size or len(each[0].body) for each in work])
             began = time.perf_counter()
             try:
                 await self._answer(serving, work, began)
@@ -116,7 +137,8 @@ class Lane:
         pace = self._pace
         expected = pace.fixed
         allowed = min(_patience(loaded) for loaded in serving.arms) / 4
-        for place, (ask, _, _) in enumerate(self._waiting):
+        for place, each in enumerate(self._waiting):
+            ask: Ask = each[0]
             rows += len(ask.rows or ())
             expected += pace.slope * (ask.size or len(ask.body))
             if place and (rows > MAX_ROWS or expected > allowed or not pace.ticks):
@@ -126,8 +148,9 @@ class Lane:
         return work
 
     async def _answer(self, serving: Serving, work: list[Each], now: float) -> None:
-        desk = self._floor.desk
-        asks = [ask for ask, _, _ in work if not ask.deadline or desk.in_time(ask, now)]
+        desk = self._out.desk
+        every: list[Ask] = [each[0] for each in work]
+        asks = [ask for ask in every if not ask.deadline or desk.in_time(ask, now)]
         if asks:
             try:
                 made = desk.prepare(serving, asks)
@@ -137,7 +160,7 @@ class Lane:
             except Exception as error:  # noqa: BLE001
                 # The outermost door of what is computed here: one bad batch must not end the worker.
                 _refused(work, 500, f"{type(error).__name__}: {error}"[:500])
-        self._floor.send(work)
+        self._out.send(work)
 
 
 def _patience(loaded: Loaded) -> float:
@@ -150,7 +173,7 @@ _BUSY = "The runtime of its model is busy."
 
 async def _computed(desk: Desk, made: Round) -> Tick:
     """Make the model calls of a round, waiting for runtimes while the loop goes on."""
-    steps = desk.steps(made)
+    steps = ask_models(made)
     try:
         loaded, part = next(steps)
         while True:
@@ -186,23 +209,31 @@ async def called(
 class Beside:
     """What the desk hands over to, for one worker."""
 
-    def __init__(self, floor: Floor) -> None:
-        self._floor = floor
+    def __init__(self, out: WayOut) -> None:
+        self._out = out
         self._probes = 0
         self.waiting = 0
         """Requests in lanes that have no answer yet."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes: WeakKeyDictionary[Serving, dict[tuple[int, ...], Lane]] = WeakKeyDictionary()
+        """What waits for runtimes, by the arms of its rows; a mirror's lane has a place below 0."""
 
     def lane(self, serving: Serving, places: tuple[int, ...]) -> Callable[[Each], None]:
         """Give what takes a request whose rows these arms answer."""
-        lane = serving.lanes.get(places)
+        return partial(self._lane(serving, places).take, serving)
+
+    def _lane(self, serving: Serving, places: tuple[int, ...]) -> Lane:
+        lanes = self._lanes.get(serving)
+        if lanes is None:
+            lanes = self._lanes[serving] = {}
+        lane = lanes.get(places)
         if lane is None:
-            lane = serving.lanes[places] = Lane(self._floor, self)
-        return partial(lane.take, serving)
+            lane = lanes[places] = Lane(self._out, self)
+        return lane
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the loop's other work."""
-        task = self._floor.loop.create_task(work)
+        task = self._out.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -216,9 +247,8 @@ class Beside:
         self, serving: Serving, loaded: Loaded, matrix: npt.NDArray[Any], each: Each
     ) -> None:
         if self._probes >= MAX_PROBES:
-            ask, caller, slot = each
-            refuse(ask, "busy", 1.0, f"{MAX_PROBES} probes are under way.")
-            self._floor.shed(ask, caller, slot)
+            refuse(each[0], "busy", 1.0, f"{MAX_PROBES} probes are under way.")
+            self._out.shed(each)
             return
         self._probes += 1
         self.start(self._probed(serving, loaded, matrix, each))
@@ -226,25 +256,22 @@ class Beside:
     async def _probed(
         self, serving: Serving, loaded: Loaded, matrix: npt.NDArray[Any], each: Each
     ) -> None:
-        ask = each[0]
-        desk = self._floor.desk
+        ask: Ask = each[0]
+        desk = self._out.desk
         try:
-            desk.probed(serving, loaded, ask, await called(desk, serving, loaded, matrix))
+            reply_probe(serving, loaded, ask, await called(desk, serving, loaded, matrix))
         except Exception as error:  # noqa: BLE001
             # A probed challenger's failure is its own.
             ask.refuse(503, f"{type(error).__name__}: {error}"[:300])
         finally:
             self._probes -= 1
-        self._floor.send([each])
+        self._out.send([each])
 
     def mirror(self, serving: Serving, loaded: Loaded, batch: Batch, seen: Seen) -> None:
         """Let a mirror's runtime answer what was answered, unless too much waits for it."""
-        key = (-1 - serving.mirrors.index(loaded),)
-        lane = serving.lanes.get(key)
-        if lane is None:
-            lane = serving.lanes[key] = Lane(self._floor, self)
+        lane = self._lane(serving, (-1 - serving.mirrors.index(loaded),))
         if lane.shadows >= MAX_SHADOWS:
-            self._floor.desk.meters.dropped += len(seen.matrix)
+            self._out.desk.meters.dropped += len(seen.matrix)
             return
         lane.shadows += 1
         self.start(self._mirrored(lane, serving, loaded, batch, seen))
@@ -255,14 +282,14 @@ class Beside:
         began = time.perf_counter()
         outcome: npt.NDArray[np.float64] | Exception
         try:
-            outcome = await called(self._floor.desk, serving, loaded, seen.matrix)
+            outcome = await called(self._out.desk, serving, loaded, seen.matrix)
         except Exception as error:  # noqa: BLE001
             # A challenger is the user's code too.
             outcome = error
         finally:
             lane.shadows -= 1
-        self._floor.desk.log_shadows([mirrored(serving, loaded, batch, seen, outcome, began)])
-        self._floor.sync_later()
+        self._out.desk.log_shadows([mirrored(serving, loaded, batch, seen, outcome, began)])
+        self._out.sync_later()
 
 
 def _guarded(work: list[Each], act: Callable[[], None]) -> None:
@@ -275,6 +302,7 @@ def _guarded(work: list[Each], act: Callable[[], None]) -> None:
 
 
 def _refused(work: list[Each], status: int, said: str) -> None:
-    for ask, _, _ in work:
+    for each in work:
+        ask: Ask = each[0]
         if not ask.status:
             ask.refuse(status, said)

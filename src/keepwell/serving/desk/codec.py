@@ -15,6 +15,7 @@ from keepwell.core.clock import Time, moment
 from keepwell.core.errors import InvalidInput, near_miss
 from keepwell.core.records.models import Signature
 
+JSON = b"application/json"
 MAX_ROWS = 10_000
 _TYPES: dict[str, Any] = {
     "float64": float | None,

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Generic
 
+from keepwell.serving.desk.asks import Ask, Work
 from keepwell.serving.desk.intake import refuse
-
-if TYPE_CHECKING:  # as in the intake
-    from keepwell.serving.desk.desk import Ask, Serving
+from keepwell.serving.desk.loading import Serving
 
 MAX_HELD = 1024
 MAX_HELD_BYTES = 32 * 1024 * 1024
 """Of all requests that one worker holds."""
 
-Work = TypeVar("Work", bound=tuple[Any, ...])
-
 
 class Gap(Generic[Work]):
-    """Holds requests until their endpoint has arms again. ``Work`` are tuples that begin with an ``Ask``."""
+    """Holds requests until their endpoint has arms again."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

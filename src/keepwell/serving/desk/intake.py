@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from keepwell.serving.protocols import JSON
-
-if TYPE_CHECKING:  # the desk has an intake; the intake needs the desk's words for its types alone
-    from keepwell.serving.desk.desk import Ask
+from keepwell.serving.desk.asks import Ask, Work
+from keepwell.serving.desk.codec import JSON
 
 MAX_PENDING_BYTES = 128 * 1024 * 1024
 """Bodies that may wait in one worker: eight of the largest."""
@@ -24,8 +21,6 @@ SKIPPED = 15
 """Where ticks are quick only one of sixteen is measured: to measure each would cost a request of its own 5%."""
 TRY_SECONDS = 1.0
 """A request that seems too slow for its deadline is computed anyhow this often: a pace never measured never mends."""
-
-Work = TypeVar("Work", bound=tuple[Any, ...])
 
 
 class Pace(msgspec.Struct):
@@ -99,7 +94,7 @@ class Intake:
     def plan(self, work: Sequence[Work], now: float) -> tuple[list[Work], list[Work], list[Work]]:
         """Part what waits into what is computed now, what comes behind it, and what was refused (in place).
 
-        ``work`` are tuples that begin with an ``Ask``. Nearer deadlines go first. What has a deadline gets no
+        Nearer deadlines go first. What has a deadline gets no
         company that would make it late; the rest comes behind, in a tick of its own.
         """
         order = sorted(work, key=lambda each: each[0].deadline or math.inf)

@@ -20,10 +20,12 @@ import keepwell
 from keepwell.core.clock import Time
 from keepwell.core.errors import InvalidInput, near_miss
 from keepwell.core.records.models import Signature
-from keepwell.serving.desk.codec import MAX_ROWS, Codec, Decoded, encode, event_time, text_of
-from keepwell.serving.desk.desk import Ask, Desk, Serving
+from keepwell.serving.desk.asks import Ask
+from keepwell.serving.desk.codec import JSON, MAX_ROWS, Codec, Decoded, encode, event_time, text_of
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Serving
 from keepwell.serving.log.batches import Answers
-from keepwell.serving.protocols import JSON, Call, Reply
+from keepwell.serving.protocols import Call, Reply
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 CODES = {

@@ -13,10 +13,12 @@ from urllib.parse import unquote
 import msgspec
 
 from keepwell.core.errors import InvalidInput, KeepwellError
-from keepwell.serving.desk.codec import NOT_JSON, Decoded, encode
-from keepwell.serving.desk.desk import Ask, Desk, Serving
+from keepwell.serving.desk.asks import Ask
+from keepwell.serving.desk.codec import JSON, NOT_JSON, Decoded, encode
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Serving
 from keepwell.serving.log.batches import Answers
-from keepwell.serving.protocols import JSON, Call, Reply, repository, tensors
+from keepwell.serving.protocols import Call, Reply, repository, tensors
 from keepwell.serving.protocols.tensors import Tensor
 
 STATUS = {"not_found": 404, "conflict": 409, "refused": 409, "unavailable": 503}

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 
 import keepwell
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable, near_miss
-from keepwell.serving.desk.desk import Desk, Serving
+from keepwell.serving.desk.desk import Desk
+from keepwell.serving.desk.loading import Serving
 from keepwell.serving.protocols.tensors import OF_COLUMN
 from keepwell.serving.telemetry.meters import Work
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from keepwell.core.clock import Time
 from keepwell.core.errors import InvalidInput, NotFound, near_miss
 from keepwell.serving.desk.codec import MAX_ROWS, Codec, Decoded, event_time, text_of
-from keepwell.serving.desk.desk import Serving
+from keepwell.serving.desk.loading import Serving
 from keepwell.serving.log.batches import Answers
 
 NUMPY: dict[str, npt.DTypeLike] = {

@@ -26,6 +26,11 @@ REMEMBERED = 200
 """Ended workers whose names are kept, so that a reader who meets their file once more does not count it twice."""
 
 
+def worker_name(number: int, pid: int) -> str:
+    """Name a worker so that no two processes ever share a name."""
+    return f"w{number}p{pid}"
+
+
 class Work(msgspec.Struct, frozen=True):
     """The model calls of one version at one endpoint. A call computes all rows of a tick."""
 

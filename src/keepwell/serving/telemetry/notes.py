@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sized
+from typing import Protocol
 
 import msgspec
 
-if TYPE_CHECKING:  # the desk fills notes in; they need its words for their types alone
-    from keepwell.serving.desk.desk import Ask
-    from keepwell.serving.log.batches import Batch
+from keepwell.serving.log.batches import Batch
 
 _PARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
@@ -30,6 +29,35 @@ class Part(msgspec.Struct):
     """When the batch was in the log."""
 
 
+class Asked(Protocol):
+    """What a note tells of a request at the desk."""
+
+    @property
+    def endpoint(self) -> str:
+        """Whom it asked."""
+        ...
+
+    @property
+    def rows(self) -> Sized | None:
+        """What it asked, once it was read."""
+        ...
+
+    @property
+    def shed(self) -> str:
+        """Why it was not computed although it could be; empty if it was."""
+        ...
+
+    @property
+    def part(self) -> Part | None:
+        """What became of it; None: it got into no tick."""
+        ...
+
+    @property
+    def waits(self) -> bool:
+        """Whether its answer waited for the disk."""
+        ...
+
+
 class Note(msgspec.Struct):
     """One request and its answer, without features and tokens."""
 
@@ -42,7 +70,7 @@ class Note(msgspec.Struct):
     """Bytes of the body."""
     parent: bytes = b""
     """The header ``traceparent`` as it came."""
-    ask: Ask | None = None
+    ask: Asked | None = None
     """Where it went to the desk."""
     ended: float = 0.0
     status: int = 0

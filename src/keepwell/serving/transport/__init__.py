@@ -1,1 +1,1 @@
-"""How requests come in: HTTP/1.1, TLS and the tokens at the gate."""
+"""How requests come in and answers leave: HTTP/1.1, gRPC, TLS, the tokens at the gate, and the floor they share."""
