@@ -11,7 +11,14 @@ from keepwell.core.errors import Refused
 from keepwell.core.plans import check_plan, plan_problems
 from keepwell.core.records.data import Column
 from keepwell.core.records.models import Signature
-from keepwell.core.records.traffic import Arm, Cohort, Endpoint, LinearPolicyState, TrafficPlan
+from keepwell.core.records.traffic import (
+    Arm,
+    Cohort,
+    Endpoint,
+    LinearPolicyState,
+    Period,
+    TrafficPlan,
+)
 
 SIGNATURE = Signature(
     inputs=(
@@ -56,6 +63,7 @@ GOOD = [
     plan(BLUE, GREEN, cohorts=(cohort(header="", field="user"),)),
     plan(BLUE, GREEN, cohorts=(cohort(header="", field="at", values=("2026-01-01",)),)),
     plan(BLUE, GREEN, fallback="green"),
+    plan(arm("blue", 6_000), arm("green", 4_000), period=Period(seconds=60, field="carrier")),
     plan(BLUE, GREEN, policy=policy()),
 ]
 WRONG = [
@@ -93,6 +101,19 @@ WRONG = [
     (plan(BLUE, GREEN, policy=policy(intercept=True)), "theta has 16 bytes", "Pack it"),
     (plan(BLUE, GREEN, policy=policy(theta=struct.pack("<2d", 0, float("nan")))), "not finite", ""),
     (plan(BLUE, GREEN, policy=policy(floor=1.5)), "floor is 1.5", "0 to 1"),
+    (plan(BLUE, GREEN, period=Period(seconds=59)), "it takes 59 s", "60 s or more"),
+    (
+        plan(BLUE, GREEN, period=Period(seconds=60), policy=policy()),
+        "cannot take turns",
+        "Leave out",
+    ),
+    (
+        plan(BLUE, GREEN, period=Period(seconds=60, field="carier")),
+        "'carier' is no feature",
+        "carrier",
+    ),
+    (plan(BLUE, GREEN, period=Period(seconds=60, field="user")), "'user' is no feature", "carrier"),
+    (plan(BLUE, GREEN, period=Period(seconds=60, field="at")), "by time already", "region"),
     (plan(BLUE, GREEN, policy=policy(alpha=-1.0)), "alpha is -1.0", "0 or more"),
     (plan(gap="hold"), "held for 0 s", "gap_seconds"),
     (plan(gap="hold", gap_seconds=601.0), "held for 601 s", "600"),

@@ -23,13 +23,14 @@ from tritonclient.utils import InferenceServerException
 
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.predictions import Prediction
-from keepwell.core.records.traffic import BUCKETS, Arm, Cohort
+from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Period
 from keepwell.serving.desk.asks import Ask
 from keepwell.serving.desk.assign import (
     Assignment,
     Rows,
     bucket_of,
     draw_of,
+    in_turns,
     log_draw_of,
     mirror_bucket_of,
 )
@@ -85,6 +86,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
                 "sampled", arms=halves, mirrors=(arm(3, more, 0),), log="sampled", log_share=0.2
             ),
             endpoint("drawn", arms=halves, policy=policy_state(), cohorts=(ANN,)),
+            endpoint("turning", arms=halves, time="at", period=Period(seconds=60, field="flag"), cohorts=(ANN,)),
             endpoint("flagged", arms=halves, unit="flag"),
         )  # fmt: skip
         yield made
@@ -333,6 +335,41 @@ def test_a_policy_draws_the_arm_and_the_log_has_each_rows_own_propensity(gateway
     assert found["d-7"].propensity == pytest.approx(0.5)
     assert len({r.propensity for r in found.values()}) > 20
     assert [p["arm"] for p in answer["predictions"]] == [found[i].arm for i in ids]
+
+
+def test_arms_take_turns_by_the_time_of_the_decision_and_each_group_by_itself(gateway: Gateway):
+    start = 1_767_225_600_000_000
+    rows: list[dict[str, Any]] = [
+        ROW | {"at": start + k * 1_000_000, "flag": k % 2 == 0, "user": f"p{k}"} for k in range(600)
+    ]
+    rows[5]["user"] = "ann"
+    ids = [f"turn-{k}" for k in range(600)]
+    for part in (
+        slice(0, 601, 2),
+        slice(1, 601, 2),
+    ):  # whichever worker, whatever stands beside them
+        status, _ = asked(
+            gateway, "/v1/endpoints/turning/predict", {"rows": rows[part], "ids": ids[part]}
+        )
+        assert status == 200
+    found = decisions(gateway, "turn-")
+    arms: dict[tuple[int, bool], set[str]] = {}
+    for row, identity in zip(rows, ids, strict=True):
+        record = found[identity]
+        if row["user"] == "ann":
+            assert (record.arm, record.propensity) == ("v1", 1.0)
+            continue
+        assert record.propensity == 0.5
+        arms.setdefault((row["at"] // 60_000_000, row["flag"]), set()).add(record.arm)
+    assert len(arms) == 20
+    assert {len(each) for each in arms.values()} == {1}
+    assert set.union(*arms.values()) == {"v1", "v2"}
+    halves = [arm(1, "", 5_000), arm(2, "", 5_000)]
+    turns = list(arms)
+    times = [turn * 60_000_000 for turn, _ in turns]
+    words = [str(flag).lower() for _, flag in turns]
+    again = in_turns(times, words, halves, "s", Period(seconds=60, field="flag"))
+    assert [{f"v{place + 1}"} for place in again.tolist()] == list(arms.values())
 
 
 def test_the_same_request_is_drawn_the_same_arm_on_every_worker_alone_or_among_others(

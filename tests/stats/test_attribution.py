@@ -8,7 +8,7 @@ from keepwell.stats._skewness import bounds
 from keepwell.stats.attribution import attribute_value
 from keepwell.stats.factorial import factorial_effects
 from keepwell.stats.intervals import clustered_mean_interval
-from keepwell.stats.switchback import switchback_effect
+from keepwell.stats.switchback import LEARN, switchback_effect, switchback_sequence
 
 
 def test_the_gain_is_the_difference_of_means_with_welchs_error() -> None:
@@ -93,6 +93,57 @@ def test_a_switchback_that_cannot_be_judged_is_refused() -> None:
         switchback_effect(value, block, [0, 0, 0, 0, 1, 1, 1, 1], burn_in=1.0)
     with pytest.raises(ValueError, match="received 0"):
         switchback_effect(value, block, [0, 0, 0, 0, 1, 1, 1, 1], since=[0.0] * 8, burn_in=1.0)
+
+
+def test_a_switchback_may_be_looked_at_after_every_block_whatever_hours_and_days_do() -> None:
+    missed, found = 0, 0
+    hour = np.arange(24 * 10)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        world = 5 * np.sin(hour / 24 * 6.28) + rng.normal(size=hour.size).cumsum() / 4
+        arm = rng.integers(2, size=hour.size)
+        for n in range(38, hour.size, 20):
+            seen = slice(0, n)
+            found_then = switchback_sequence(
+                world[seen] + 3.0 * arm[seen], hour[seen], arm[seen], season=hour[seen] % 24
+            )
+            assert found_then.blocks == n - LEARN
+            if found_then.excludes(3.0):
+                missed += 1
+                break
+        found += found_then.excludes(0.0)
+    assert missed <= 4
+    assert found >= 30
+
+
+def test_the_order_of_blocks_in_a_log_changes_nothing_and_groups_are_expected_each_by_itself() -> (
+    None
+):
+    rng = np.random.default_rng(4)
+    start = np.repeat(np.arange(100), 3)
+    group = np.tile(["far", "near", "mid"], 100)
+    arm = rng.random(300) < 0.3
+    value = 20.0 * (group == "far") + arm + rng.normal(size=300)
+    rows = rng.integers(1, 9, size=300)
+    mixed = rng.permutation(300)
+    one, other = (
+        switchback_sequence(value[k], start[k], arm[k], share=0.3, rows=rows[k], group=group[k])
+        for k in (np.arange(300), mixed)
+    )
+    assert one == other
+    blind = switchback_sequence(value, start, arm, share=0.3, rows=rows)
+    assert one.upper - one.lower < 0.5 * (blind.upper - blind.lower)
+    assert not one.excludes(1.0)
+
+
+def test_before_enough_blocks_a_switchback_says_nothing_and_wrong_blocks_are_refused() -> None:
+    assert switchback_sequence([], [], []).upper == np.inf
+    few = switchback_sequence([1.0] * 20, range(20), [0, 1] * 10)
+    assert (few.blocks, few.lower) == (12, -np.inf)
+    with pytest.raises(ValueError, match="rows must be positive"):
+        switchback_sequence([1.0], [0], [1], rows=[0])
+    with pytest.raises(ValueError, match="share"):
+        switchback_sequence([1.0], [0], [1], share=1.0)
 
 
 def _varied(seed=3, rows=6000, shares=(0.7, 0.2, 0.1)):

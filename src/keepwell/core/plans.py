@@ -14,6 +14,8 @@ from keepwell.core.records.models import Signature
 from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Endpoint, TrafficPlan
 
 MAX_GAP_SECONDS = 600.0
+LEAST_PERIOD = 60
+"""Seconds: what shorter turns leave behind is still there when they come again."""
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 """A header's name (RFC 9110, section 5.6.2), in lower case."""
 _NUMBERS = frozenset({"float64", "int64", "bool"})
@@ -46,6 +48,7 @@ def plan_problems(
             for problem in _cohort(plan, cohort, f"cohort {k}: ", fields, time)
         ),
         *_policy(plan, fields),
+        *_period(plan, fields, time),
         *_gap(plan),
     ]
     return [Refused(what, where=where, todo=todo) for what, todo in found]
@@ -216,6 +219,27 @@ def _policy(plan: TrafficPlan, fields: dict[str, str] | None) -> _Problems:
                     [n for n, t in (fields or {}).items() if t in {"float64", "int64", "bool"}],
                 ),
             )
+
+
+def _period(plan: TrafficPlan, fields: dict[str, str] | None, time: str) -> _Problems:
+    period = plan.period
+    if period is None:
+        return
+    if period.seconds < LEAST_PERIOD:
+        yield (
+            f"period: it takes {period.seconds} s.",
+            f"Give it {LEAST_PERIOD} s or more.",
+        )
+    if plan.policy is not None:
+        yield (
+            "period: a policy draws the arms, row by row, so that they cannot take turns.",
+            "Leave out one of them.",
+        )
+    if period.field and period.field == time:
+        yield "period: it is by time already.", "Name a feature, such as a region, or none."
+    elif fields is not None and period.field and not fields.get(period.field):
+        features = [name for name, dtype in fields.items() if dtype]
+        yield f"period: {period.field!r} is no feature.", near_miss(period.field, features)
 
 
 def _gap(plan: TrafficPlan) -> _Problems:

@@ -150,6 +150,7 @@ def _edition(endpoint: Endpoint, plan: TrafficPlan) -> EndpointEdition:
         mirrors=plan.mirrors,
         cohorts=plan.cohorts,
         policy=plan.policy,
+        period=plan.period,
     )
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from keepwell.core.errors import Corrupt
 from keepwell.core.records.models import Signature
-from keepwell.core.records.traffic import Arm, Cohort, Gap, LinearPolicyState, LogLevel
+from keepwell.core.records.traffic import Arm, Cohort, Gap, LinearPolicyState, LogLevel, Period
 
 _NUMBER = struct.Struct("<Q")
 
@@ -32,6 +32,7 @@ class EndpointEdition(msgspec.Struct, frozen=True, kw_only=True):
     mirrors: tuple[Arm, ...]
     cohorts: tuple[Cohort, ...] = ()
     policy: LinearPolicyState | None = None
+    period: Period | None = None
     gap: Gap = "refuse"
     """What becomes of requests while there are no arms, as the plan says; versions that are refused are no gap."""
     gap_seconds: float = 0.0

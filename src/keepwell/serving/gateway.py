@@ -99,6 +99,7 @@ class Publisher:
             # Of a cohort whose arm is refused, the rows are assigned like all others.
             cohorts=plan.cohorts if plan else (),
             policy=plan.policy if plan else None,
+            period=plan.period if plan else None,
             gap=plan.gap if plan and not plan.arms else "refuse",
             gap_seconds=plan.gap_seconds if plan else 0.0,
             refused="; ".join(refusals),

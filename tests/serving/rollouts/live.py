@@ -7,7 +7,7 @@ from tests.lifecycle.parts import START, context, released
 from keepwell.core.clock import DAY
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.traffic import Arm, Endpoint
-from keepwell.serving.desk.assign import assigned
+from keepwell.serving.desk.assign import assigned, in_turns
 from keepwell.serving.log.segments import SegmentLog, SegmentWriter
 from keepwell.serving.rollouts.driver import RolloutDriver
 from keepwell.serving.rollouts.plans import arm_of, latest_plan, write_plan
@@ -79,7 +79,12 @@ class Live:
                 continue
             truth = float(self.rng.random() < 0.3)
             noise = self.rng.normal(0, 0.1)
-            chosen = plan.arms[int(assigned([unit], plan.arms, plan.salt)[0])]
+            place = (
+                in_turns([at], [str(self.number % 7)] * bool(plan.period.field), plan.arms, plan.salt, plan.period)
+                if plan.period
+                else assigned([unit], plan.arms, plan.salt)
+            )  # fmt: skip
+            chosen = plan.arms[int(place[0])]
             cohort = next((c for c in plan.cohorts if header and header in c.values), None)
             if cohort is not None:
                 chosen = next(arm for arm in plan.arms if arm.name == cohort.arm)

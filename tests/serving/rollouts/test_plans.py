@@ -11,7 +11,7 @@ from tests.serving.gateways import arm
 
 from keepwell.adapters.stores.sql import SqlStore, open_store
 from keepwell.core.errors import Refused
-from keepwell.core.records.traffic import BUCKETS, Cohort, TrafficPlan
+from keepwell.core.records.traffic import BUCKETS, Cohort, Period, TrafficPlan
 from keepwell.serving.rollouts.plans import describe_plan, write_plan
 
 BLUE, GREEN = arm(1, "sha256:0"), arm(2, "sha256:1", 0)
@@ -49,7 +49,14 @@ def test_what_a_plan_says_is_kept_and_saying_the_same_again_is_no_revision(store
     assert store.get(TrafficPlan, "e", 2) == second
     third = write(store, arms=(BLUE, GREEN), cohorts=(TESTERS,), fallback="")
     assert (third.revision, third.fallback, third.salt) == (3, "", second.salt)
+    turns = write(
+        store,
+        arms=(arm(1, "sha256:0", 4_000), arm(2, "sha256:1", 6_000)),
+        period=Period(seconds=5400),
+    )
+    assert store.get(TrafficPlan, "e", 4) == turns
+    assert "in turns of 90 min" in describe_plan(turns)
     held = write(store, arms=(), gap="hold", gap_seconds=20)
-    assert (held.revision, held.gap_seconds) == (4, 20.0)
+    assert (held.revision, held.gap_seconds) == (5, 20.0)
     assert describe_plan(held) == "nobody (requests wait 20 s)"
     assert "x-tester=yes to v2" in describe_plan(third)

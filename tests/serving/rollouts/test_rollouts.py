@@ -11,6 +11,7 @@ from keepwell.core.errors import Conflict, InvalidInput, NotFound
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.models import Alias
 from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.traffic import Period
 from keepwell.core.statements import read_evidence
 from keepwell.serving.log.compaction import Compactor
 
@@ -393,3 +394,43 @@ def test_a_rollout_that_an_earlier_version_began_goes_on(live):
         )  # fmt: skip
     live.run(requests=200)
     assert (live.rollout.state, live.serving()) == ("promoted", {2: 10_000})
+
+
+@pytest.mark.parametrize(
+    ("worse", "group", "state", "serves"),
+    [(1, "", "promoted", 2), (2, "", "refused", 1), (1, "x", "promoted", 2)],
+)
+def test_switchback_judges_whole_turns_of_all_traffic(live, worse, group, state, serves):
+    live.bias[worse] = 0.7
+    rules = {"period_minutes": 20, "washout_minutes": 5, "tuned_for": 60, "group": group}
+    live.start("switchback", rules=rules)
+    assert live.plan.period == Period(seconds=1200, field=group)
+    assert live.serving() == {1: 5_000, 2: 5_000}
+    live.run(requests=240)
+    assert ended(live) == (state, {serves: 10_000})
+    assert live.plan.period is None
+    looks = live.store.find(Look, {"rollout": "r"}, order=["number"])
+    measured = looks[-1].measured
+    assert measured["mixed"] == 0
+    assert min(measured["turns"].values()) >= 20
+    low, high = measured["gain"]["challenger"]["low"], measured["gain"]["challenger"]["high"]
+    assert low > 0 if worse == 1 else high < 0
+    # One plan for all turns.
+    assert len({look.written for look in looks[:-1]}) == 1
+
+
+def test_switchback_does_not_take_the_luck_of_an_hour_for_an_effect_but_rolls_back_what_breaks(
+    live,
+):
+    live.start("switchback", rules={"period_minutes": 60, "min_rows": 10_000})
+    for hour in range(30):
+        # Everybody's errors come by the hour, whoever's turn it is.
+        live.errors = dict.fromkeys((1, 2), 0.04 * (hour % 3 == 0))
+        live.run(rounds=1, requests=60)
+    assert live.rollout.state == "running"
+    assert "more whole turns" in live.store.find(Look, {"rollout": "r"}, order=["-number"])[0].next
+    live.errors = {1: 0.0, 2: 0.5}
+    sent = live.run(requests=20)
+    assert ended(live) == ("rolled back", {1: 10_000})
+    assert "failed in" in live.rollout.reason
+    assert sent <= 600  # ten hours, those of the champion among them

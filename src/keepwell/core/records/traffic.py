@@ -90,12 +90,21 @@ class LinearPolicyState(Value, frozen=True, kw_only=True):
     """Posterior draws of ``lints``."""
 
 
+class Period(Value, frozen=True, kw_only=True):
+    """Arms that take turns: in each period of time chance gives all traffic to one of them, by their weights."""
+
+    seconds: int
+    """Length of a period; periods begin at whole multiples of it since 1970, in the time of the decisions."""
+    field: str = ""
+    """A feature whose values (regions, say) take turns each by itself; empty: all traffic together."""
+
+
 class TrafficPlan(Record, frozen=True, kw_only=True):
     """Who answers an endpoint. Immutable: a change is the next revision, and adding it is the compare-and-swap."""
 
     TABLE = "traffic_plans"
     KEY = ("endpoint", "revision")
-    ADDED: ClassVar = ("cohorts", "gap", "gap_seconds", "policy")
+    ADDED: ClassVar = ("cohorts", "gap", "gap_seconds", "policy", "period")
 
     endpoint: str
     revision: int
@@ -107,6 +116,8 @@ class TrafficPlan(Record, frozen=True, kw_only=True):
     """Looked at in this order, before the buckets; the first that a row meets decides."""
     policy: LinearPolicyState | None = None
     """Draws the arm of every row that no cohort placed; the weights then part nothing."""
+    period: Period | None = None
+    """Arms take turns: the weights part periods of time, not units."""
     fallback: str = ""
     """Arm that answers when the chosen one fails."""
     gap: Gap = "refuse"

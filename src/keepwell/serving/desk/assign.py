@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.models import Signature
-from keepwell.core.records.traffic import BUCKETS, Arm, Cohort
+from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Period
 from keepwell.serving.desk.codec import event_time, text_of
 from keepwell.serving.desk.policies import Drawing
 from keepwell.serving.editions import EndpointEdition
@@ -68,6 +68,30 @@ def assigned(names: Sequence[str], arms: Sequence[Arm], salt: str) -> Places:
     return laid[edges.searchsorted(buckets_of(names, _key(salt)), side="right")]
 
 
+def in_turns(
+    times: Sequence[int], groups: Sequence[str], arms: Sequence[Arm], salt: str, period: Period
+) -> Places:
+    """Give the places of the arms whose turn it is at these times, shape (n,).
+
+    A turn is drawn by the number of the period, and the group (``groups`` empty: there are none): so every worker
+    turns at the same moment, and any arm can be computed again from the log.
+    """
+    # Rows of a tick share a period or two, so that hardly anything is hashed.
+    turns, place = np.unique(
+        np.asarray(times, dtype=np.int64) // (period.seconds * 1_000_000), return_inverse=True
+    )
+    names = [str(turn) for turn in turns.tolist()]
+    if groups:
+        whose = [f"{names[k]}/{group}" for k, group in zip(place.tolist(), groups, strict=True)]
+        names = list(dict.fromkeys(whose))
+        known = {name: k for k, name in enumerate(names)}
+        place = np.array([known[name] for name in whose], dtype=np.intp)
+    edges, laid = _laid_out(arms)
+    buckets = buckets_of(names, _key(salt, b"period"))
+    drawn: Places = laid[edges.searchsorted(buckets, side="right")][place]
+    return drawn
+
+
 def _laid_out(arms: Sequence[Arm]) -> tuple[npt.NDArray[np.uint64], Places]:
     # All arms but the first are laid out from bucket 0 upwards and the first (the champion) has the rest, so
     # while the second arm grows, the units it has keep it and it only gains more.
@@ -92,6 +116,8 @@ class Rows(msgspec.Struct, gc=False):
     """Where each request's rows begin, and the end."""
     headers: Sequence[Mapping[bytes, bytes]]
     """By request; may be empty where the assignment looks at none."""
+    arrived: int = 0
+    """The time of rows that bring none."""
 
 
 class Placed(msgspec.Struct, gc=False):
@@ -130,6 +156,12 @@ class Assignment:
             if edition.policy is not None and signature is not None and len(arms) > 1
             else None
         )
+        self.turning = (
+            _Turning(edition, edition.period, signature)
+            if edition.period is not None and self._whole < 0
+            else None
+        )
+        """Says whose turn it is, where arms take turns."""
         self.sole = self._whole if not self._rules and self._drawing is None else -1
         """Place of the one arm that answers every row; below 0 if there is no such arm."""
 
@@ -145,6 +177,8 @@ class Assignment:
             uniform = _uniform(rows.names(), self._draw_key)
             arms = _drawn(probabilities, uniform)
             propensities = probabilities[np.arange(n), arms]
+        elif self.turning is not None:
+            arms = self.turning.place(rows)
         elif self._whole >= 0:
             if self._whole == 0 and cohorts is None:
                 return Placed()
@@ -194,6 +228,28 @@ def _drawn(probabilities: npt.NDArray[np.float64], uniform: npt.NDArray[np.float
     upper = probabilities.cumsum(axis=1)
     drawn: Places = (uniform[:, None] * upper[:, -1:] >= upper[:, :-1]).sum(axis=1)
     return drawn
+
+
+class _Turning:
+    """Arms that take turns, with the groups as rows bring them."""
+
+    def __init__(
+        self, edition: EndpointEdition, period: Period, signature: Signature | None
+    ) -> None:
+        self._arms, self._salt, self._period = edition.arms, edition.salt, period
+        names = signature.names if signature is not None else ()
+        self._place = names.index(period.field) if period.field in names else -1
+        self._dtype = signature.inputs[self._place].dtype if signature and self._place >= 0 else ""
+
+    def place(self, rows: Rows) -> Places:
+        """Choose the arm of every row."""
+        n = rows.edges[-1]
+        times = rows.times if len(rows.times) else [rows.arrived] * n
+        groups: list[str] = []
+        if self._place >= 0:
+            dtype = self._dtype
+            groups = [text_of(value, dtype) for value in rows.matrix[:, self._place].tolist()]
+        return in_turns(times, groups, self._arms, self._salt, self._period)
 
 
 class _Rule:

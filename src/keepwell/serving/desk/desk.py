@@ -193,7 +193,7 @@ class Desk:
             for ask in asks:
                 ask.aside = beside.lane(serving, (0,))
             return []
-        # The same rows are placed alike again, when their lane computes them: by their ids, which they keep.
+        # The same rows are placed alike again, when their lane computes them: by their ids and times, which they keep.
         made = self.prepare(serving, asks)
         arms = made.placed.arms
         left: list[Ask] = []
@@ -201,6 +201,8 @@ class Desk:
             places = (0,) if arms is None else tuple(np.unique(arms[start:stop]).tolist())
             assert ask.rows is not None
             ask.rows.ids = made.batch.identities(start, stop)
+            if serving.assignment.turning is not None and not ask.rows.times:
+                ask.rows.times = [made.batch.arrived] * (stop - start)
             if any(serving.arms[place].beside for place in places):
                 ask.aside = beside.lane(serving, places)
             else:

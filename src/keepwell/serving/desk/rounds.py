@@ -92,6 +92,7 @@ def gather(serving: Serving, asks: list[Ask], *, worker: str, first: int) -> Rou
                 matrix=matrix,
                 edges=edges,
                 headers=[ask.headers for ask in asks] if assignment.headers else (),
+                arrived=arrived,
             )
         )
     rows_in = matrix.tobytes() if packs else b""

@@ -113,6 +113,7 @@ def gathering_of(rollout: Rollout, *, store: Reader) -> Gathering:
         cursor=rollout.memory["cursor"],
         since_plan=rollout.since_plan,
         fields=[place for place, _ in _looked_at(rollout, version)],
+        group=_grouped_by(rollout, version),
     )
 
 
@@ -139,6 +140,13 @@ def _version(model: str, number: int, store: Reader) -> ModelVersion:
     if version is None:
         raise NotFound(f"There is no version {model}/{number}.")
     return version
+
+
+def _grouped_by(rollout: Rollout, version: ModelVersion) -> tuple[int, str] | None:
+    """Give place and type of the feature that the rule ``group`` names, where the strategy has one."""
+    named = rollout.settings.get(rollout.strategy, {}).get("group")
+    columns = version.signature.inputs if version.signature else ()
+    return next(((k, c.dtype) for k, c in enumerate(columns) if c.name == named), None)
 
 
 def _looked_at(rollout: Rollout, version: ModelVersion) -> list[tuple[int, str]]:

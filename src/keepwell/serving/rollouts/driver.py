@@ -690,6 +690,7 @@ def _content(answer: Answer) -> Content:
         mirrors=answer.mirrors,
         cohorts=answer.cohorts,
         policy=answer.policy,
+        period=answer.period,
         gap=answer.gap,
         gap_seconds=answer.gap_seconds,
     )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from keepwell.core.clock import Time
 from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.records.predictions import Outcome, Prediction
+from keepwell.serving.desk.codec import text_of
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -61,6 +62,8 @@ class Observations(msgspec.Struct, frozen=True, kw_only=True):
     """NaN while it is not known."""
     features: Floats
     """Shape (n, d): the fields that were asked for; NaN where missing."""
+    groups: Keys
+    """Shape (n, 1): the value of the field that parts decisions into groups, shape (n, 0) where none does."""
     watermark: Time
     """The newest event time."""
 
@@ -89,7 +92,8 @@ class Observations(msgspec.Struct, frozen=True, kw_only=True):
 class Gathering:
     """Collects the records of one endpoint, from a cursor on, under plans from ``since_plan`` on.
 
-    ``fields`` are the places of the numeric features to keep. It holds about 120 bytes a record.
+    ``fields`` are the places of the numeric features to keep, ``group`` the place and the type of the feature by
+    which decisions are grouped. It holds about 120 bytes a record.
     """
 
     def __init__(
@@ -99,11 +103,13 @@ class Gathering:
         cursor: Mapping[str, int],
         since_plan: int,
         fields: Sequence[int] = (),
+        group: tuple[int, str] | None = None,
     ) -> None:
         self.cursor = dict(cursor)
         self._endpoint = endpoint
         self._since_plan = since_plan
         self._fields = tuple(fields)
+        self._group = group
         self._arms: dict[str, int] = {}
         self._parts: list[dict[str, npt.NDArray[np.generic]]] = []
         self._known: list[tuple[Keys, Ints, Ints, Floats]] = []
@@ -137,6 +143,10 @@ class Gathering:
                     arms[name] = len(arms)
         outputs = [r.output if isinstance(r.output, int | float) else np.nan for r in records]
         features = [[_number(r.features, k) for k in self._fields] for r in records]
+        groups = np.zeros((len(records), 0), dtype=np.uint64)
+        if self._group is not None:
+            place, dtype = self._group
+            groups = _keys([text_of(r.features[place], dtype) for r in records])[:, None]
         return {
             "time": np.array([r.time for r in records], dtype=np.int64),
             "arrived": np.array([r.arrived for r in records], dtype=np.int64),
@@ -154,6 +164,7 @@ class Gathering:
             "features": np.array(features, dtype=np.float64).reshape(
                 len(records), len(self._fields)
             ),
+            "groups": groups,
         }
 
     def observations(self) -> Observations:

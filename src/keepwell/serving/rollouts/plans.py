@@ -19,6 +19,7 @@ from keepwell.core.records.traffic import (
     Endpoint,
     Gap,
     LinearPolicyState,
+    Period,
     TrafficPlan,
 )
 
@@ -30,6 +31,7 @@ class Content(TypedDict, total=False):
     mirrors: tuple[Arm, ...]
     cohorts: tuple[Cohort, ...]
     policy: LinearPolicyState | None
+    period: Period | None
     fallback: str | None
     """None: the first of several arms; empty: no arm."""
     gap: Gap
@@ -43,6 +45,7 @@ def content_of(plan: TrafficPlan) -> Content:
         mirrors=plan.mirrors,
         cohorts=plan.cohorts,
         policy=plan.policy,
+        period=plan.period,
         fallback=plan.fallback,
         gap=plan.gap,
         gap_seconds=plan.gap_seconds,
@@ -136,6 +139,10 @@ def describe_plan(plan: TrafficPlan) -> str:
     arms = ", ".join(f"v{a.version} {a.weight / 100:g}% ({short(a.artefact)})" for a in plan.arms)
     cohorts = "".join(f", {cohort.label} to {cohort.arm}" for cohort in plan.cohorts)
     drawn = f", drawn by {plan.policy.kind}" if plan.policy else ""
+    if plan.period:
+        drawn = f", in turns of {plan.period.seconds / 60:g} min" + (
+            f" by {plan.period.field}" if plan.period.field else ""
+        )
     mirrors = ", ".join(
         f"v{a.version}" + (f" {a.weight / 100:g}%" if 0 < a.weight < BUCKETS else "")
         for a in plan.mirrors

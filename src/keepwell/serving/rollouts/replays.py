@@ -7,10 +7,13 @@ import msgspec
 from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.ports.store import Reader
+from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
-from keepwell.serving.desk.assign import assigned
+from keepwell.serving.desk.assign import assigned, in_turns
+from keepwell.serving.desk.codec import text_of
+from keepwell.serving.log.batches import Places
 from keepwell.serving.rollouts.controllers import (
     Labels,
     answer_digest,
@@ -116,7 +119,7 @@ def _assignments(
                 by_plan.setdefault(plan.revision, []).append(prediction)
         for revision, predictions in by_plan.items():
             plan = plans[revision]
-            places = assigned([p.unit for p in predictions], plan.arms, plan.salt)
+            places = _places(plan, predictions, store)
             checked += len(predictions)
             for prediction, place in zip(predictions, places.tolist(), strict=True):
                 arm, logged = plan.arms[place].name, prediction.chosen or prediction.arm
@@ -125,6 +128,19 @@ def _assignments(
                         f"decision {prediction.id}: it was assigned to {logged!r};"
                         f" computed again it goes to {arm!r} (plan {revision})"
                     )
+
+
+def _places(plan: TrafficPlan, predictions: list[Prediction], store: Reader) -> Places:
+    if plan.period is None:
+        return assigned([p.unit for p in predictions], plan.arms, plan.salt)
+    groups: list[str] = []
+    first = plan.arms[0]
+    version = store.get(ModelVersion, first.model, first.version) if plan.period.field else None
+    if version is not None and version.signature is not None:
+        place = version.signature.names.index(plan.period.field)
+        dtype = version.signature.inputs[place].dtype
+        groups = [text_of(p.features[place], dtype) for p in predictions]
+    return in_turns([p.time for p in predictions], groups, plan.arms, plan.salt, plan.period)
 
 
 def _by_chance(prediction: Prediction, plan: TrafficPlan) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from keepwell.core.clock import DAY, Time
 from keepwell.core.ports.rollouts import Gain
-from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Gap, LinearPolicyState
+from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Gap, LinearPolicyState, Period
 from keepwell.core.settings import Count, Limit, Share, Values
 from keepwell.serving.rollouts.observations import Observations
 
@@ -63,6 +63,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     mirrors: tuple[Arm, ...] = ()
     cohorts: tuple[Cohort, ...] = ()
     policy: LinearPolicyState | None = None
+    period: Period | None = None
     gap: Gap = "refuse"
     gap_seconds: float = 0.0
     verdict: Conclusion = "go on"

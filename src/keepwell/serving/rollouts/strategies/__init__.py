@@ -15,6 +15,7 @@ STRATEGIES = Catalog(
         "champion-challenger": "keepwell.serving.rollouts.strategies.champion_challenger:ChampionChallenger",
         "ab": "keepwell.serving.rollouts.strategies.ab:AB",
         "multivariate": "keepwell.serving.rollouts.strategies.multivariate:Multivariate",
+        "switchback": "keepwell.serving.rollouts.strategies.switchback:Switchback",
         "bandit": "keepwell.serving.rollouts.strategies.bandit:Bandit",
     },
 )
