@@ -71,3 +71,49 @@ def share_error(share: float, runs: int, *, errors: float = 3.0) -> float:
 
 def _allowed(slack: float) -> str:
     return f" (shorter run: {slack:.2g} allowed)" if slack else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What the rows of one simulation have in common, and how much a shorter run may miss their bars by.
+
+    `share` says that the value is a share counted over the runs: a shorter run may miss it by three
+    standard errors of this one. Another `slack` is given as it is. Full runs have none.
+    """
+
+    runs: int
+    seed: int
+    quick: bool
+
+    def _slack(self, share: float, slack: float) -> float:
+        if not self.quick:
+            return 0.0
+        return share_error(share, self.runs) if share else slack
+
+    def at_most(
+        self, name: str, value: float, bar: float, *, share: float = 0.0, slack: float = 0.0
+    ) -> Row:
+        """Hold if the value is the bar or less."""
+        slack = self._slack(share, slack)
+        return at_most(name, value, bar, runs=self.runs, seed=self.seed, slack=slack)
+
+    def at_least(
+        self, name: str, value: float, bar: float, *, share: float = 0.0, slack: float = 0.0
+    ) -> Row:
+        """Hold if the value is the bar or more."""
+        slack = self._slack(share, slack)
+        return at_least(name, value, bar, runs=self.runs, seed=self.seed, slack=slack)
+
+    def within(
+        self,
+        name: str,
+        value: float,
+        low: float,
+        high: float,
+        *,
+        share: float = 0.0,
+        slack: float = 0.0,
+    ) -> Row:
+        """Hold if the value lies from low to high."""
+        slack = self._slack(share, slack)
+        return within(name, value, low, high, runs=self.runs, seed=self.seed, slack=slack)

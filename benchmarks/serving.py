@@ -158,10 +158,9 @@ def make_model(folder: Path) -> tuple[list[list[float]], list[float]]:
     import numpy as np
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    from keepwell.core.digest import canonical
     from keepwell.core.records.data import Column
     from keepwell.core.records.models import Package, Signature
-    from keepwell.training.predictors import load_predictor, onnx
+    from keepwell.training.predictors import onnx
 
     rng = np.random.default_rng(7)
     table = rng.normal(size=(20_000, len(COLUMNS))).round(4)
@@ -190,15 +189,8 @@ def make_model(folder: Path) -> tuple[list[list[float]], list[float]]:
         seed=7,
         params={},
     )
-    (folder / "package.json").write_bytes(canonical(package))
     rows = table[:DIFFERENT_ROWS]
-    predictor, _ = load_predictor(folder)
-    golden = {
-        "rows": rows[:5].tolist(),
-        "predictions": predictor.predict(rows[:5]).tolist(),
-        "tolerance": 1e-6,
-    }
-    (folder / "golden.json").write_bytes(canonical(golden))
+    finish(folder, package, rows)
     make_linear(folder.parent / "linear", package, rows)
     return rows.tolist(), estimator.predict_proba(rows)[:, 1].tolist()
 
@@ -208,7 +200,6 @@ def make_linear(folder: Path, package: Any, rows: Any) -> None:
     import msgspec
 
     from keepwell.core.digest import canonical
-    from keepwell.training.predictors import load_predictor
 
     folder.mkdir()
     fused = {
@@ -218,8 +209,15 @@ def make_linear(folder: Path, package: Any, rows: Any) -> None:
         "link": "logit",
     }
     (folder / "linear.json").write_bytes(canonical(fused))
-    linear = msgspec.structs.replace(package, predictor="linear")
-    (folder / "package.json").write_bytes(canonical(linear))
+    finish(folder, msgspec.structs.replace(package, predictor="linear"), rows)
+
+
+def finish(folder: Path, package: Any, rows: Any) -> None:
+    """Write what a package says of itself, and its golden rows."""
+    from keepwell.core.digest import canonical
+    from keepwell.training.predictors import load_predictor
+
+    (folder / "package.json").write_bytes(canonical(package))
     predictor, _ = load_predictor(folder)
     golden = {
         "rows": rows[:5].tolist(),

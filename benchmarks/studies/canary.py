@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import special
 
-from benchmarks.rows import Row, at_least, at_most, share_error
+from benchmarks.rows import Row, Simulated
 from keepwell.stats.rate_comparison import log_evidence
 
 ALPHA = 0.01
@@ -46,13 +46,13 @@ def study(quick: bool) -> list[Row]:
     """Raise the canary's error rate from 0.2%, and leave a thousand healthy ones for an hour."""
     runs, healthy, hour = (300, 150, 1800) if quick else (4000, 1000, 3600)
     rng = np.random.default_rng(SEED)
+    canaries = Simulated(runs=runs, seed=SEED, quick=quick)
+    hours = Simulated(runs=healthy, seed=SEED, quick=quick)
     rows = [
-        at_most(
+        canaries.at_most(
             f"canary: median seconds to roll back, errors 0.2% to {rate:.0%}",
             np.median(_seconds(rng, rate, runs=runs, seconds=30 * bar)),
             bar,
-            runs=runs,
-            seed=SEED,
         )
         for rate, bar in ((0.02, 60), (0.10, 8), (0.50, 2))
     ]
@@ -63,20 +63,9 @@ def study(quick: bool) -> list[Row]:
     what = "healthy half-hours" if quick else "healthy hours"
     return [
         *rows,
-        at_most(
-            f"canary: {what} rolled back",
-            false,
-            0.01,
-            runs=healthy,
-            seed=SEED,
-            slack=share_error(0.01, healthy) if quick else 0.0,
-        ),
+        hours.at_most(f"canary: {what} rolled back", false, 0.01, share=0.01),
         # The control: the same alpha read from a test that is right at one look only.
-        at_least(
-            f"canary: {what} rolled back by a binomial test after each error",
-            fooled,
-            0.05,
-            runs=healthy,
-            seed=SEED,
+        hours.at_least(
+            f"canary: {what} rolled back by a binomial test after each error", fooled, 0.05
         ),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from benchmarks.rows import Row, at_least, at_most, share_error
+from benchmarks.rows import Row, Simulated
 from keepwell.stats.quantile_sequence import quantile_difference, quantile_ranks
 
 ALPHA = 0.05
@@ -50,45 +50,31 @@ def study(quick: bool) -> list[Row]:
     """Look each 50 requests at the median and the 99th percentile; then slow a canary down."""
     runs, rollouts = (400, 12) if quick else (4000, 300)
     rng = np.random.default_rng(SEED)
-    slack = share_error(ALPHA, runs) if quick else 0.0
+    simulated = Simulated(runs=runs, seed=SEED, quick=quick)
+    canaries = Simulated(runs=rollouts, seed=SEED, quick=quick)
     rows = []
     for p in (0.5, 0.95, 0.99):
         ours, once = _misses(rng, p, runs=runs)
         rows += [
-            at_most(
+            simulated.at_most(
                 f"latency: bounds of quantile {p} that ever miss, 200 looks",
                 ours,
                 ALPHA,
-                runs=runs,
-                seed=SEED,
-                slack=slack,
+                share=ALPHA,
             ),
-            at_least(
-                f"latency: bounds of one look beside them, quantile {p}",
-                once,
-                0.2,
-                runs=runs,
-                seed=SEED,
-            ),
+            simulated.at_least(f"latency: bounds of one look beside them, quantile {p}", once, 0.2),
         ]
     slower = _rows_until_slower(rng, 1.2, runs=rollouts)
     equal = _rows_until_slower(rng, 1.0, runs=rollouts)
     return [
         *rows,
-        at_least(
+        canaries.at_least(
             "latency: 95th percentile 20% slower, found by 10,000 requests a side",
             np.isfinite(slower).mean(),
             0.95,
-            runs=rollouts,
-            seed=SEED,
-            slack=share_error(0.95, rollouts) if quick else 0.0,
+            share=0.95,
         ),
-        at_most(
-            "latency: arms alike called slower",
-            np.isfinite(equal).mean(),
-            ALPHA,
-            runs=rollouts,
-            seed=SEED,
-            slack=share_error(ALPHA, rollouts) if quick else 0.0,
+        canaries.at_most(
+            "latency: arms alike called slower", np.isfinite(equal).mean(), ALPHA, share=ALPHA
         ),
     ]

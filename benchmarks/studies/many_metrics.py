@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.rows import Row, at_least, at_most, share_error
+from benchmarks.rows import Row, Simulated
 from keepwell.stats.guardrail import Guardrail, judge_guardrails
 from keepwell.stats.mismatch import mismatch_cause
 from keepwell.stats.multiplicity import e_benjamini_hochberg
@@ -97,51 +97,37 @@ def study(quick: bool) -> list[Row]:
     """Simulate metrics, guardrails and causes."""
     runs, rollouts, mismatches = (10, 25, 30) if quick else (500, 1000, 500)
     rng = np.random.default_rng(SEED)
+    simulated = Simulated(runs=runs, seed=SEED, quick=quick)
+    guarded = Simulated(runs=rollouts, seed=SEED, quick=quick)
+    broken = Simulated(runs=mismatches, seed=SEED, quick=quick)
     false, found, plain = _shares(rng, runs)
-    what = {"runs": runs, "seed": SEED}
     healthy, harmed = (_guardrails(rng, harm, rollouts) for harm in (0.0, 0.4))
     traced = _causes(rng, mismatches)
     return [
-        at_most(
+        simulated.at_most(
             "many metrics: false share among alarms, stopped at its best look",
             false,
             0.05,
-            slack=0.05 if quick else 0.0,
-            **what,
+            slack=0.05,
         ),
-        at_least(
-            "many metrics: changed ones found, 10% against 13%",
-            found,
-            0.9,
-            slack=0.1 if quick else 0.0,
-            **what,
+        simulated.at_least(
+            "many metrics: changed ones found, 10% against 13%", found, 0.9, slack=0.1
         ),
-        at_least("many metrics: false share of unadjusted peeking beside it", plain, 0.4, **what),
-        at_most(
+        simulated.at_least("many metrics: false share of unadjusted peeking beside it", plain, 0.4),
+        guarded.at_most(
             "guardrails: healthy rollouts stopped by any of three at alpha 0.01",
             healthy,
             0.03,
-            runs=rollouts,
-            seed=SEED,
-            slack=share_error(0.03, rollouts) if quick else 0.0,
+            share=0.03,
         ),
-        at_least(
+        guarded.at_least(
             "guardrails: a harm of a fifth of a standard deviation stopped",
             harmed,
             0.95,
-            runs=rollouts,
-            seed=SEED,
-            slack=share_error(0.95, rollouts) if quick else 0.0,
+            share=0.95,
         ),
         *(
-            at_least(
-                f"mismatch: traced to {where}",
-                share,
-                0.9,
-                runs=mismatches,
-                seed=SEED,
-                slack=share_error(0.9, mismatches) if quick else 0.0,
-            )
+            broken.at_least(f"mismatch: traced to {where}", share, 0.9, share=0.9)
             for where, share in zip(
                 ("one browser", "a run of hours", "no segment, being everywhere"),
                 traced,

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from benchmarks.rows import Row, at_least, at_most, share_error
+from benchmarks.rows import Row, Simulated
 from keepwell.stats.outcome_comparison import log_evidence
 
 ALPHA = 0.05
@@ -44,28 +44,19 @@ def study(quick: bool) -> list[Row]:
     """Count false positives of 2,000 runs at each rate; once with the rate declared wrongly."""
     runs, units = (200, 2_000) if quick else (2_000, UNITS)
     rng = np.random.default_rng(SEED)
-    slack = share_error(ALPHA, runs) if quick else 0.0
+    simulated = Simulated(runs=runs, seed=SEED, quick=quick)
     rows = []
     rates = RATES[1:] if quick else RATES  # 2,000 units have four events at the first
     for rate, declared in (*((rate, rate) for rate in rates), (0.02, 0.2)):
         ours, naive = _fooled(rng, rate, declared, runs=runs, units=units)
         told = f"rate {rate:.1%}" + (f" declared as {declared:.0%}" if rate != declared else "")
         rows += [
-            at_most(
-                f"peeking: false positives, {told}, {units:,} looks",
-                ours,
-                ALPHA,
-                runs=runs,
-                seed=SEED,
-                slack=slack,
+            simulated.at_most(
+                f"peeking: false positives, {told}, {units:,} looks", ours, ALPHA, share=ALPHA
             ),
             # The control: a test that is right at one look and wrong at many.
-            at_least(
-                f"peeking: a naive z test beside it, {told}",
-                naive,
-                0.15 if quick else 0.2,
-                runs=runs,
-                seed=SEED,
+            simulated.at_least(
+                f"peeking: a naive z test beside it, {told}", naive, 0.15 if quick else 0.2
             ),
         ]
     return rows

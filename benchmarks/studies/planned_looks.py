@@ -6,12 +6,8 @@ import math
 
 import numpy as np
 
-from benchmarks.rows import Row, at_least, at_most, share_error, within
-from keepwell.stats.forecast import (
-    canary_forecast,
-    outcome_forecast,
-    sequential_forecast,
-)
+from benchmarks.rows import Row, Simulated
+from keepwell.stats.forecast import canary_forecast, outcome_forecast, sequential_forecast
 from keepwell.stats.group_sequential import Spending, boundaries
 from keepwell.stats.outcome_comparison import log_evidence
 from keepwell.stats.rate_comparison import log_evidence as error_evidence
@@ -34,6 +30,7 @@ def study(quick: bool) -> list[Row]:
     """Compare three spending functions at 100 looks, then forecasts with what happens."""
     runs = 600 if quick else 10_000
     rng = np.random.default_rng(SEED)
+    simulated = Simulated(runs=runs, seed=SEED, quick=quick)
     units = UNITS // LOOKS * np.arange(1, LOOKS + 1)
     control, treatment = _counts(rng, 0.10, runs), _counts(rng, 0.12, runs)
     other = _counts(rng, 0.10, runs)
@@ -52,30 +49,20 @@ def study(quick: bool) -> list[Row]:
         false = _stops(np.abs(z(other)) >= critical, units)
         rows += [
             # All of alpha is spent: a share below 5% would be luck, so the bar is its neighbourhood.
-            within(
+            simulated.within(
                 f"planned looks: false positives, {spending}, 100 looks",
                 np.isfinite(false).mean(),
                 0.043,
                 0.057,
-                runs=runs,
-                seed=SEED,
-                slack=share_error(ALPHA, runs) if quick else 0.0,
+                share=ALPHA,
             ),
-            at_least(
+            simulated.at_least(
                 f"planned looks: power at 10% against 12%, {spending}",
                 np.isfinite(found).mean(),
                 0.97,
-                runs=runs,
-                seed=SEED,
-                slack=share_error(0.97, runs) if quick else 0.0,
+                share=0.97,
             ),
-            at_most(
-                f"planned looks: median stop, {spending}",
-                np.median(found),
-                5_000,
-                runs=runs,
-                seed=SEED,
-            ),
+            simulated.at_most(f"planned looks: median stop, {spending}", np.median(found), 5_000),
         ]
     evidence = log_evidence(treatment, units, control, units, rate=0.10, effect=0.02)
     found = _stops(evidence >= -math.log(ALPHA), units)
@@ -95,23 +82,19 @@ def study(quick: bool) -> list[Row]:
         ("planned looks", planned, planned_told),
     ):
         rows += [
-            within(
+            simulated.within(
                 f"forecast: power of {name}, told less simulated",
                 said.power - np.isfinite(happened).mean(),
                 -0.01,
                 0.01,
-                runs=runs,
-                seed=SEED,
-                slack=share_error(0.95, runs) if quick else 0.0,
+                share=0.95,
             ),
-            within(
+            simulated.within(
                 f"forecast: median stop of {name}, told over simulated",
                 said.median_units / np.median(happened),
                 0.95,
                 1.05,
-                runs=runs,
-                seed=SEED,
-                slack=0.1 if quick else 0.0,
+                slack=0.1,
             ),
         ]
     return [*rows, _canary(rng, quick=quick)]
@@ -130,12 +113,10 @@ def _canary(rng: np.random.Generator, *, quick: bool) -> Row:
     told = canary_forecast(
         control_rate=0.002, treatment_rate=0.02, treatment_share=0.05, requests_per_second=100
     )
-    return within(
+    return Simulated(runs=runs, seed=SEED, quick=quick).within(
         "forecast: median seconds of a canary, told over simulated",
         told.median_seconds / happened,
         0.95,
         1.05,
-        runs=runs,
-        seed=SEED,
-        slack=0.15 if quick else 0.0,
+        slack=0.15,
     )

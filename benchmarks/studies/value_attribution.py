@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.rows import Row, at_most, share_error, within
+from benchmarks.rows import Row, Simulated
 from keepwell.stats.attribution import attribute_value
 from keepwell.stats.switchback import switchback_effect
 
@@ -45,6 +45,7 @@ def study(quick: bool) -> list[Row]:
     """Attribute many months of orders, and as many switchbacks of a shared market."""
     runs = 20 if quick else 400
     rng = np.random.default_rng(SEED)
+    simulated = Simulated(runs=runs, seed=SEED, quick=quick)
     truth = UPLIFT * 20 * np.exp(0.6**2 / 2 + 0.4**2 / 2)
     months = []
     for _ in range(runs):
@@ -57,38 +58,29 @@ def study(quick: bool) -> list[Row]:
         switchback_effect(v, b, a, since=s, burn_in=0.5, strata=h) for v, b, a, s, h in markets
     ]
     hasty = [switchback_effect(v, b, a, strata=h) for v, b, a, _, h in markets]
-    slack = share_error(0.95, runs) if quick else 0.0
     return [
-        within(
+        simulated.within(
             "value attribution: 95% intervals cover a known uplift of 4%",
             float(np.mean(covered)),
             0.93,
             0.97,
-            runs=runs,
-            seed=SEED,
-            slack=slack,
+            share=0.95,
         ),
-        at_most(
+        simulated.at_most(
             "control: intervals that take orders of one customer as unrelated cover",
             float(np.mean(alone)),
             0.93,
-            runs=runs,
-            seed=SEED,
         ),
-        within(
+        simulated.within(
             "switchback: 95% intervals cover a known effect",
             float(np.mean([not each.excludes(2.0) for each in switched])),
             0.93,
             0.97,
-            runs=runs,
-            seed=SEED,
-            slack=slack,
+            share=0.95,
         ),
-        at_most(
+        simulated.at_most(
             "control: switchback without its burn-in covers",
             float(np.mean([not each.excludes(2.0) for each in hasty])),
             0.8,
-            runs=runs,
-            seed=SEED,
         ),
     ]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,9 +14,8 @@ from keepwell.core.records.evidence import CheckResult
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
-from keepwell.serving.pool import Pool
-from keepwell.serving.sockets import bind
-from keepwell.training.artefacts import read_artefact, read_package, unpack_artefact
+from keepwell.serving.trials import Trial, trial
+from keepwell.training.artefacts import read_artefact, read_package
 
 NAME = "rollback drill"
 LIMIT_SECONDS = 1.0
@@ -38,36 +34,20 @@ def rollback_drill(
     Callers send the champion's golden rows without a pause. It passes if every worker answers by the plan before within
     ``LIMIT_SECONDS`` and no request fails. Raises Unavailable, Corrupt, NotFound.
     """
-    folder = Path(tempfile.mkdtemp(prefix="keepwell-drill-"))
-    shelf = Shelf(folder / "editions")
-    for arm in {
-        a.artefact: a for plan in (now, back) for a in (*plan.arms, *plan.mirrors)
-    }.values():
-        unpack_artefact(arm.artefact, shelf.artefact_folder(arm.artefact), blobs=blobs)
-    listening = bind("127.0.0.1", 0)
-    pool = Pool(
-        listening,
-        editions=shelf.folder,
-        log=folder / "log",
-        meters=folder / "meters",
-        workers=workers,
-    )
-    rows = _golden_rows(back, blobs, shelf)
-    callers = _Callers(f"http://127.0.0.1:{listening.getsockname()[1]}", endpoint.name, rows)
-    try:
-        shelf.publish(Edition(number=1, endpoints=(_edition(endpoint, now),)))
-        _wait(pool, callers.application, workers)
-        callers.start()
-        time.sleep(LOAD_SECONDS)
-        published = time.monotonic()
-        shelf.publish(Edition(number=2, endpoints=(_edition(endpoint, back),)))
-        time.sleep(LIMIT_SECONDS + LOAD_SECONDS)
-        callers.stop()
-    finally:
-        callers.stop()
-        pool.stop()
-        listening.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    artefacts = [arm.artefact for plan in (now, back) for arm in (*plan.arms, *plan.mirrors)]
+    with trial(artefacts, blobs=blobs, workers=workers) as own:
+        rows = _golden_rows(back, blobs, own.shelf)
+        callers = _Callers(own.application, endpoint.name, rows)
+        try:
+            own.shelf.publish(Edition(number=1, endpoints=(_edition(endpoint, now),)))
+            _wait(own, workers)
+            callers.start()
+            time.sleep(LOAD_SECONDS)
+            published = time.monotonic()
+            own.shelf.publish(Edition(number=2, endpoints=(_edition(endpoint, back),)))
+            time.sleep(LIMIT_SECONDS + LOAD_SECONDS)
+        finally:
+            callers.stop()
     return _judged(callers, published, back)
 
 
@@ -99,8 +79,10 @@ def _judged(callers: _Callers, published: float, back: TrafficPlan) -> CheckResu
 class _Callers:
     """Clients that ask without a pause and note by which plan they were answered, and when they had asked."""
 
-    def __init__(self, url: str, endpoint: str, rows: list[dict[str, Any]]) -> None:
-        self.application = HttpApplication(url)
+    def __init__(
+        self, application: HttpApplication, endpoint: str, rows: list[dict[str, Any]]
+    ) -> None:
+        self.application = application
         self.answers: list[tuple[float, int]] = []
         self.failures: list[str] = []
         self._endpoint = endpoint
@@ -167,14 +149,14 @@ def _golden_rows(plan: TrafficPlan, blobs: Blobs, shelf: Shelf) -> list[dict[str
     return rows
 
 
-def _wait(pool: Pool, application: HttpApplication, workers: int) -> None:
+def _wait(own: Trial, workers: int) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
-        if pool.tend():
+        if own.pool.tend():
             raise Unavailable("A process of the drill's gateway died while it loaded.")
-        if pool.serving() == workers:
+        if own.pool.serving() == workers:
             try:
-                if application.request("GET", "/ready")[0] == 200:
+                if own.application.request("GET", "/ready")[0] == 200:
                     return
             except Unavailable:
                 pass

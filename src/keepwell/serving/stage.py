@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +15,9 @@ from keepwell.core.ports.blobs import Blobs
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import BUCKETS, Arm, Endpoint
 from keepwell.serving.application import HttpApplication
-from keepwell.serving.editions import Edition, EndpointEdition, Shelf
+from keepwell.serving.editions import Edition, EndpointEdition
 from keepwell.serving.pool import Pool
-from keepwell.serving.sockets import bind
-from keepwell.training.artefacts import unpack_artefact
+from keepwell.serving.trials import Trial, trial
 
 READY_SECONDS = 30.0
 
@@ -67,11 +64,6 @@ class GatewayStage:
     @contextmanager
     def open(self, version: ModelVersion, endpoint: Endpoint) -> Iterator[StagedVersion]:
         """See ``keepwell.core.ports.stage.Stage``."""
-        folder = Path(tempfile.mkdtemp(prefix="keepwell-stage-"))
-        shelf = Shelf(folder / "editions")
-        unpack_artefact(
-            version.artefact, shelf.artefact_folder(version.artefact), blobs=self._blobs
-        )
         arm = Arm(
             name="candidate",
             model=version.model,
@@ -79,57 +71,44 @@ class GatewayStage:
             artefact=version.artefact,
             weight=BUCKETS,
         )
-        shelf.publish(
-            Edition(
-                number=1,
-                endpoints=(
-                    EndpointEdition(
-                        name=endpoint.name,
-                        model=endpoint.model,
-                        unit=endpoint.unit,
-                        # Golden rows carry no event time, so the stage does not ask for one.
-                        time="",
-                        log="group",
-                        plan=0,
-                        salt="stage",
-                        fallback="",
-                        arms=(arm,),
-                        mirrors=(),
+        with trial([version.artefact], blobs=self._blobs, workers=1) as own:
+            own.shelf.publish(
+                Edition(
+                    number=1,
+                    endpoints=(
+                        EndpointEdition(
+                            name=endpoint.name,
+                            model=endpoint.model,
+                            unit=endpoint.unit,
+                            # Golden rows carry no event time, so the stage does not ask for one.
+                            time="",
+                            log="group",
+                            plan=0,
+                            salt="stage",
+                            fallback="",
+                            arms=(arm,),
+                            mirrors=(),
+                        ),
                     ),
-                ),
+                )
             )
-        )
-        listening = bind("127.0.0.1", 0)
-        pool = Pool(
-            listening,
-            editions=shelf.folder,
-            log=folder / "log",
-            meters=folder / "meters",
-            workers=1,
-        )
-        began = time.monotonic()
-        try:
-            pool.tend()
-            application = HttpApplication(f"http://127.0.0.1:{listening.getsockname()[1]}")
-            self._wait(application, pool, version)
+            began = time.monotonic()
+            own.pool.tend()
+            self._wait(own, version)
             yield StagedVersion(
-                application,
+                own.application,
                 endpoint=endpoint.name,
-                pool=pool,
+                pool=own.pool,
                 load_seconds=time.monotonic() - began,
             )
-        finally:
-            pool.stop()
-            listening.close()
-            shutil.rmtree(folder, ignore_errors=True)
 
     @staticmethod
-    def _wait(application: HttpApplication, pool: Pool, version: ModelVersion) -> None:
+    def _wait(own: Trial, version: ModelVersion) -> None:
         deadline = time.monotonic() + READY_SECONDS
         answer = b""
         while time.monotonic() < deadline:
             try:
-                status, answer = application.request("GET", "/ready")
+                status, answer = own.application.request("GET", "/ready")
             except Unavailable:
                 status = 0
             if status == 200:
@@ -137,7 +116,7 @@ class GatewayStage:
             problem = msgspec.json.decode(answer).get("problem") if answer else ""
             if problem:
                 raise InvalidInput(f"{version.label()} does not load: {problem}")
-            if pool.tend():
+            if own.pool.tend():
                 raise Unavailable(f"The process that loads {version.label()} died.")
             time.sleep(0.05)
         raise Unavailable(f"{version.label()} was not ready within {READY_SECONDS:.0f} s.")

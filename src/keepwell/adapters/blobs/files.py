@@ -8,6 +8,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -100,32 +101,31 @@ class FileBlobs:
             else "See the folder's rights.",
         )
 
-    def get(self, digest: Digest) -> bytes:
-        """See ``keepwell.core.ports.blobs.Blobs``."""
+    @contextmanager
+    def _reading(self, digest: Digest) -> Iterator[Path]:
+        """Give where a blob lies, to be read inside. Raises NotFound, Unavailable."""
         place = self._place(digest)
         try:
-            content = place.read_bytes()
+            yield place
         except FileNotFoundError:
             raise self._missing(digest) from None
         except OSError as error:
             raise Unavailable(
                 f"The blob cannot be read: {error.strerror}.", where=str(place)
             ) from error
+
+    def get(self, digest: Digest) -> bytes:
+        """See ``keepwell.core.ports.blobs.Blobs``."""
+        with self._reading(digest) as place:
+            content = place.read_bytes()
         if digest_bytes(content) != digest:
             raise self._changed(digest)
         return content
 
     def path(self, digest: Digest) -> Path:
         """See ``keepwell.core.ports.blobs.Blobs``. The file is hashed each time: a changed byte is never handed on."""
-        place = self._place(digest)
-        try:
+        with self._reading(digest) as place:
             holds = _hash(place) == digest
-        except FileNotFoundError:
-            raise self._missing(digest) from None
-        except OSError as error:
-            raise Unavailable(
-                f"The blob cannot be read: {error.strerror}.", where=str(place)
-            ) from error
         if not holds:
             raise self._changed(digest)
         return place

@@ -9,11 +9,13 @@ from keepwell.app.api.mlflow.wire import (
     Call,
     Operation,
     Pair,
+    Searching,
     check_key,
     check_page,
     check_text,
     milliseconds,
     needed,
+    paged,
     pairs,
     unpair,
 )
@@ -85,13 +87,10 @@ class Tag(One):
     value: str = ""
 
 
-class Search(Body):
+class Search(Searching):
     """Body of experiments/search."""
 
     max_results: int = 1000
-    page_token: str = ""
-    filter: str = ""
-    order_by: tuple[str, ...] = ()
     view_type: str = "ACTIVE_ONLY"
 
 
@@ -175,8 +174,7 @@ def search(call: Call, body: Search) -> dict[str, Any]:
         limit=check_page(body.max_results, 50_000),
         token=body.page_token,
     )
-    answer: dict[str, Any] = {"experiments": [written(one) for one in found]}
-    return answer | ({"next_page_token": token} if token else {})
+    return paged("experiments", [written(one) for one in found], token)
 
 
 OPERATIONS = (

@@ -14,6 +14,7 @@ from keepwell.app.api.mlflow.wire import (
     check_text,
     milliseconds,
     needed,
+    paged,
     pairs,
     unpair,
 )
@@ -160,8 +161,7 @@ def search(call: Call, body: Search) -> dict[str, Any]:
         limit=check_page(body.max_results, 1_000),
         token=body.page_token,
     )
-    answer: dict[str, Any] = {"models": [written(one) for one in found]}
-    return answer | ({"next_page_token": token} if token else {})
+    return paged("models", [written(one) for one in found], token)
 
 
 OPERATIONS = (

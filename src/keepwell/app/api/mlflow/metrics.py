@@ -16,6 +16,7 @@ from keepwell.app.api.mlflow.wire import (
     milliseconds,
     needed,
     number,
+    paged,
 )
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.tracking import Metric, RunBatch
@@ -169,8 +170,8 @@ def history(call: Call, body: History) -> dict[str, Any]:
         limit=limit + 1,
         offset=min(offset, LARGEST),
     )
-    answer: dict[str, Any] = {"metrics": [written_metric(one) for one in found[:limit]]}
-    return answer | ({"next_page_token": str(offset + limit)} if len(found) > limit else {})
+    following = str(offset + limit) if len(found) > limit else ""
+    return paged("metrics", [written_metric(one) for one in found[:limit]], following)
 
 
 def bulk(call: Call, body: Bulk) -> dict[str, Any]:

@@ -13,13 +13,17 @@ from keepwell.app.api.mlflow.wire import (
     Call,
     Operation,
     Pair,
+    Searching,
     check_key,
     check_page,
     check_text,
     milliseconds,
     needed,
+    paged,
     pairs,
+    tagged,
     unpair,
+    untagged,
 )
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused
 from keepwell.core.records.lifecycle import Release
@@ -100,13 +104,10 @@ class GivenAlias(One):
     version: str = ""
 
 
-class Search(Body):
+class Search(Searching):
     """Query of registered-models/search."""
 
-    filter: str = ""
     max_results: int = 100
-    order_by: tuple[str, ...] = ()
-    page_token: str = ""
 
 
 class Latest(One):
@@ -205,15 +206,13 @@ def delete(call: Call, body: One) -> None:
 def set_tag(call: Call, body: Tag) -> None:
     """Set a tag."""
     tags = the_model(body.name, call.services.store).tags
-    value = check_text(body.value, "The tag", 100_000)
-    change(call, body.name, f"tag {body.key}", tags={**tags, check_key(body.key): value})
+    change(call, body.name, f"tag {body.key}", tags=tagged(tags, body.key, body.value))
 
 
 def delete_tag(call: Call, body: Tag) -> None:
     """Remove a tag."""
     tags = the_model(body.name, call.services.store).tags
-    kept = {key: value for key, value in tags.items() if key != body.key}
-    change(call, body.name, f"tag {body.key} removed", tags=kept)
+    change(call, body.name, f"tag {body.key} removed", tags=untagged(tags, body.key))
 
 
 def set_alias(call: Call, body: GivenAlias) -> None:
@@ -265,8 +264,7 @@ def search(call: Call, body: Search) -> dict[str, Any]:
         limit=check_page(body.max_results, 1_000),
         token=body.page_token,
     )
-    answer: dict[str, Any] = {"registered_models": [written(one, store) for one in found]}
-    return answer | ({"next_page_token": token} if token else {})
+    return paged("registered_models", [written(one, store) for one in found], token)
 
 
 def latest_versions(call: Call, body: Latest) -> dict[str, Any]:

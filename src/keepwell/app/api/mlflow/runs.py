@@ -11,12 +11,14 @@ from keepwell.app.api.mlflow.wire import (
     Call,
     Operation,
     Pair,
+    Searching,
     check_key,
     check_page,
     check_text,
     microseconds,
     milliseconds,
     needed,
+    paged,
     pairs,
     unpair,
 )
@@ -134,15 +136,12 @@ class Tag(One):
     value: str = ""
 
 
-class Search(Body):
+class Search(Searching):
     """Body of runs/search."""
 
     experiment_ids: tuple[str, ...] = ()
-    filter: str = ""
     run_view_type: str = "ACTIVE_ONLY"
     max_results: int = 1000
-    order_by: tuple[str, ...] = ()
-    page_token: str = ""
 
 
 class GivenDataset(Body):
@@ -252,8 +251,7 @@ def search(call: Call, body: Search) -> dict[str, Any]:
         limit=check_page(body.max_results, 50_000),
         token=body.page_token,
     )
-    found: dict[str, Any] = {"runs": [written(run) for run in page.runs]}
-    return found | ({"next_page_token": page.token} if page.token else {})
+    return paged("runs", [written(run) for run in page.runs], page.token)
 
 
 def log_inputs(call: Call, body: Inputs) -> None:

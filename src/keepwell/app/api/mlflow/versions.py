@@ -13,13 +13,16 @@ from keepwell.app.api.mlflow.wire import (
     Call,
     Operation,
     Pair,
-    check_key,
+    Searching,
     check_page,
     check_text,
     milliseconds,
     needed,
+    paged,
     pairs,
+    tagged,
     unpair,
+    untagged,
 )
 from keepwell.core.digest import Digest, canonical
 from keepwell.core.errors import InvalidInput, NotFound
@@ -120,13 +123,10 @@ class Stage(One):
     stage: str = ""
 
 
-class Search(Body):
+class Search(Searching):
     """Query of model-versions/search."""
 
-    filter: str = ""
     max_results: int = 10_000
-    order_by: tuple[str, ...] = ()
-    page_token: str = ""
 
 
 def _folder(call: Call, source: str) -> tuple[str, str]:
@@ -246,15 +246,13 @@ def update(call: Call, body: Update) -> dict[str, Any]:
 def set_tag(call: Call, body: Tag) -> None:
     """Set a tag."""
     tags = the_version(body.name, body.version, call.services.store).tags
-    value = check_text(body.value, "The tag", 100_000)
-    _change(call, body, f"tag {body.key}", tags={**tags, check_key(body.key): value})
+    _change(call, body, f"tag {body.key}", tags=tagged(tags, body.key, body.value))
 
 
 def delete_tag(call: Call, body: Tag) -> None:
     """Remove a tag."""
     tags = the_version(body.name, body.version, call.services.store).tags
-    kept = {key: value for key, value in tags.items() if key != body.key}
-    _change(call, body, f"tag {body.key} removed", tags=kept)
+    _change(call, body, f"tag {body.key} removed", tags=untagged(tags, body.key))
 
 
 def delete(call: Call, body: One) -> None:
@@ -297,10 +295,9 @@ def search(call: Call, body: Search) -> dict[str, Any]:
     aliases: dict[str, list[Alias]] = {}
     for name in {one.model for one in found}:
         aliases[name] = store.find(Alias, {"model": name})
-    answer: dict[str, Any] = {
-        "model_versions": [written_version(one, aliases[one.model]) for one in found]
-    }
-    return answer | ({"next_page_token": token} if token else {})
+    return paged(
+        "model_versions", [written_version(one, aliases[one.model]) for one in found], token
+    )
 
 
 OPERATIONS = (

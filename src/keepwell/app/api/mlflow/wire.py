@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -78,6 +78,31 @@ class Pair(Body):
 
     key: str
     value: str = ""
+
+
+class Searching(Body):
+    """What searches have in common; how many they give, each says itself."""
+
+    filter: str = ""
+    order_by: tuple[str, ...] = ()
+    page_token: str = ""
+
+
+def paged(name: str, found: Sequence[Any], token: str) -> dict[str, Any]:
+    """Write one page of what was found, and where the next one begins; an empty token says that there is none."""
+    answer: dict[str, Any] = {name: found}
+    return answer | ({"next_page_token": token} if token else {})
+
+
+def tagged(tags: Mapping[str, str], key: str, value: str) -> dict[str, str]:
+    """Give tags with one more. Raises InvalidInput."""
+    text = check_text(value, "The tag", 100_000)
+    return {**tags, check_key(key): text}
+
+
+def untagged(tags: Mapping[str, str], key: str) -> dict[str, str]:
+    """Give tags with one less; one that is not there is no error."""
+    return {name: value for name, value in tags.items() if name != key}
 
 
 Work = Callable[[Call, Any], Any]
