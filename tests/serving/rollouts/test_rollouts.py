@@ -14,7 +14,6 @@ from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import Period, TrafficPlan
 from keepwell.core.statements import read_evidence
 from keepwell.serving.log.compaction import Compactor
-from keepwell.serving.rollouts import driver
 from keepwell.serving.rollouts.plans import content_of
 
 
@@ -198,19 +197,18 @@ def test_from_any_stage_traffic_returns_to_the_plan_before_the_whole_rollout(
 ):
     before = content_of(live.plan)
     live.start("shadow, canary, ab", rules={"min_rows": 150, "steps": [0.4]})
-    real = driver.begin
 
     def killed(*_):
         raise Killed
 
     while live.rollout.stage < stage:
         at = live.rollout.stage
-        monkeypatch.setattr(driver, "begin", killed)
         try:
-            live.run(rounds=1, requests=100)
+            with monkeypatch.context() as patch:
+                patch.setattr("keepwell.serving.rollouts.driver.begin", killed)
+                live.run(rounds=1, requests=100)
         except Killed:  # as it went from one stage to the next: nothing has changed yet
             assert live.rollout.stage == at
-            monkeypatch.setattr(driver, "begin", real)
             live.driver = live.made_driver()
             live.run(rounds=1, requests=1)
     live.run(rounds=1, requests=60)
