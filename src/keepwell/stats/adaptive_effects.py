@@ -32,6 +32,8 @@ def adaptive_effects(
     *,
     control: int = 0,
     predicted: npt.ArrayLike | None = None,
+    context: bool = False,
+    clusters: npt.ArrayLike | None = None,
     level: float = 0.95,
 ) -> AdaptiveEffects:
     """Adaptively weighted, augmented inverse propensity estimates by arm and against the control.
@@ -39,7 +41,9 @@ def adaptive_effects(
     Each row gives every arm a score, `m + 1{taken} / e * (reward - m)`, m a prediction from earlier
     rows only and e the logged propensity, so its mean is right whatever the bandit did. Scores are
     averaged with weights `sqrt(e)`, which keep their variance steady as traffic moves: then the
-    estimate is normal in the limit, and the interval, corrected for skew, covers.
+    estimate is normal in the limit, and the interval, corrected for skew, covers. With `context`,
+    where probabilities follow what a row is like, all rows weigh the same (the weights would lean to
+    rows that suit the arm): the mean of the scores is then the doubly robust estimate.
 
     Weak at: propensities that fall towards zero faster than 1 / t (keep an exploration floor); a
     small bias downward remains where arms are alike, about half that of plain means and a fifth of
@@ -48,11 +52,13 @@ def adaptive_effects(
 
     Rows stand in the order of their decisions. reward: shape (n,). arm: shape (n,), 0 to K - 1.
     probabilities: shape (n, K), what the bandit gave all arms on that row, each above 0. predicted:
-    shape (n, K), from rows before each row; by default the arm's running mean.
+    shape (n, K), from rows before each row; by default, and where it is NaN, the arm's running mean.
+    clusters: shape (n,), keys of rows that hang together, such as those of one unit.
     Raises ValueError for other shapes, NaN, a zero propensity, a prediction of other shape, or an arm
     of fewer than 50 rows.
     Source: Hadad, Hirshberg, Zhan, Wager and Athey 2021 (1911.02768), constant allocation; Bibaut et
-    al. 2021 (2106.00418); Robins, Rotnitzky and Zhao 1994; Hall 1992 for the skew.
+    al. 2021 (2106.00418); Zhan, Hadad, Hirshberg and Athey 2021 (2106.02029) for context; Robins,
+    Rotnitzky and Zhao 1994; Hall 1992 for the skew.
 
     >>> rng = np.random.default_rng(0)
     >>> chance = np.repeat([[0.5, 0.5], [0.2, 0.8]], 1000, axis=0)
@@ -90,21 +96,25 @@ def adaptive_effects(
         )
         raise ValueError(message)
     own = taken[:, None] == np.arange(arms)
-    if predicted is None:
-        model = _running_means(y, own)
-    else:
-        model = np.asarray(predicted, dtype=np.float64)
-        if model.shape != given.shape or not np.isfinite(model).all():
-            message = f"predicted must be finite of shape {given.shape}, received {model.shape}"
+    model = _running_means(y, own)
+    if predicted is not None:
+        said = np.asarray(predicted, dtype=np.float64)
+        if said.shape != given.shape or np.isinf(said).any():
+            message = f"predicted must be finite of shape {given.shape}, received {said.shape}"
             raise ValueError(message)
+        model = np.where(np.isnan(said), model, said)
+    unit = None if clusters is None else _arrays.keys("clusters", clusters, y.size)[1]
     scores = model + own / given * (y[:, None] - model)
-    weights = np.sqrt(given)
+    weights = np.ones_like(given) if context else np.sqrt(given)
     shares = weights / weights.sum(axis=0)
     estimate = (shares * scores).sum(axis=0)
     moves = shares * (scores - estimate)
 
     def interval(at: float, parts: _arrays.FloatArray, count: int) -> Interval:
-        return _skewness.interval(at, parts, level=level, rows=count, clusters=count)
+        if unit is not None:
+            parts = np.bincount(unit, weights=parts).astype(np.float64)
+        clusters = count if unit is None else parts.size
+        return _skewness.interval(at, parts, level=level, rows=count, clusters=clusters)
 
     means = [interval(float(estimate[k]), moves[:, k], int(rows[k])) for k in range(arms)]
     effects = [

@@ -6,8 +6,10 @@ from tests.lifecycle.parts import START, context, released
 
 from keepwell.core.clock import DAY
 from keepwell.core.records.predictions import Outcome, Prediction
+from keepwell.core.records.rollouts import Look
 from keepwell.core.records.traffic import Arm, Endpoint
-from keepwell.serving.desk.assign import assigned, in_turns
+from keepwell.serving.desk.assign import assigned, draw_of, in_turns
+from keepwell.serving.desk.policies import unpack_policy
 from keepwell.serving.log.segments import SegmentLog, SegmentWriter
 from keepwell.serving.rollouts.driver import RolloutDriver
 from keepwell.serving.rollouts.plans import arm_of, latest_plan, write_plan
@@ -16,6 +18,21 @@ from keepwell.serving.rollouts.plans import arm_of, latest_plan, write_plan
 def gain(predictions, outcomes):
     """Minus the squared error."""
     return -((np.asarray(predictions) - np.asarray(outcomes)) ** 2)
+
+
+def drawn(plan, at, identity, unit, features):
+    """Give the arm that a gateway chooses, and the chance that it had."""
+    if plan.policy is not None:
+        chances = unpack_policy(plan.policy).probabilities([[*features, 1.0]])[0]
+        place = 0 if draw_of(identity, plan.salt) < chances[0] else 1
+        name = plan.policy.arms[place]
+        return next(arm for arm in plan.arms if arm.name == name), float(chances[place])
+    if plan.period is not None:
+        groups = [str(int(features[0]))] if plan.period.field else []
+        place = in_turns([at], groups, plan.arms, plan.salt, plan.period)[0]
+    else:
+        place = assigned([unit], plan.arms, plan.salt)[0]
+    return plan.arms[place], plan.arms[place].weight / 10_000
 
 
 class Live:
@@ -64,6 +81,10 @@ class Live:
     def plan(self):
         return latest_plan("buys", store=self.store)
 
+    @property
+    def last_look(self):
+        return self.store.find(Look, {"rollout": "r"}, order=["-number"], limit=1)[0]
+
     def serving(self):
         return {arm.version: arm.weight for arm in self.plan.arms}
 
@@ -79,12 +100,8 @@ class Live:
                 continue
             truth = float(self.rng.random() < 0.3)
             noise = self.rng.normal(0, 0.1)
-            place = (
-                in_turns([at], [str(self.number % 7)] * bool(plan.period.field), plan.arms, plan.salt, plan.period)
-                if plan.period
-                else assigned([unit], plan.arms, plan.salt)
-            )  # fmt: skip
-            chosen = plan.arms[int(place[0])]
+            features = (float(self.number % 7),)
+            chosen, chance = drawn(plan, at, identity, unit, features)
             cohort = next((c for c in plan.cohorts if header and header in c.values), None)
             if cohort is not None:
                 chosen = next(arm for arm in plan.arms if arm.name == cohort.arm)
@@ -95,8 +112,8 @@ class Live:
                     Prediction(
                         id=identity, time=at, arrived=at, endpoint="buys", unit=unit,
                         arms=tuple(a.name for a in plan.arms), arm=arm.name,
-                        propensity=0.0 if mirror else arm.weight / 10_000, mirror=mirror, plan=plan.revision,
-                        version=arm.version, artefact=arm.artefact, features=(float(self.number % 7),),
+                        propensity=0.0 if mirror else chance, mirror=mirror, plan=plan.revision,
+                        version=arm.version, artefact=arm.artefact, features=features,
                         output=None if failed else 0.3 + noise + self.bias[arm.version], latency=100,
                         status="error" if failed else "ok", cohort=cohort.label if cohort else "",
                     )

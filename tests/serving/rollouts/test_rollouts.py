@@ -11,9 +11,10 @@ from keepwell.core.errors import Conflict, InvalidInput, NotFound
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.models import Alias
 from keepwell.core.records.rollouts import Look, Rollout
-from keepwell.core.records.traffic import Period
+from keepwell.core.records.traffic import Period, TrafficPlan
 from keepwell.core.statements import read_evidence
 from keepwell.serving.log.compaction import Compactor
+from keepwell.serving.rollouts.plans import content_of
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_shadow_passes_by_how_much_its_answers_differ(live, bias, state, serve
     assert live.serving() == {1: 10_000}
     live.run(requests=100)
     assert ended(live) == (state, {serves: 10_000})
-    measured = live.store.find(Look, {"rollout": "r"}, order=["-number"], limit=1)[0].measured
+    measured = live.last_look.measured
     assert measured["pairs"] >= 20
     assert len(measured["examples"]) == 5
     assert measured["shift"] == pytest.approx(bias, abs=0.02)
@@ -189,6 +190,47 @@ class Killed(BaseException):
     """The process ends here."""
 
 
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_from_any_stage_traffic_returns_to_the_plan_before_the_whole_rollout(
+    live, stage, by_hand, monkeypatch
+):
+    before = content_of(live.plan)
+    live.start("shadow, canary, ab", rules={"min_rows": 150, "steps": [0.4]})
+
+    def killed(*_):
+        raise Killed
+
+    while live.rollout.stage < stage:
+        at = live.rollout.stage
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr("keepwell.serving.rollouts.driver.begin", killed)
+                live.run(rounds=1, requests=100)
+        except Killed:  # as it went from one stage to the next: nothing has changed yet
+            assert live.rollout.stage == at
+            live.driver = live.made_driver()
+            live.run(rounds=1, requests=1)
+    live.run(rounds=1, requests=60)
+    assert (live.rollout.stage, live.rollout.state) == (stage, "running")
+    assert "after" in live.last_look.next  # what it waits for
+    if by_hand:
+        live.driver.roll_back("buys", actor="olga", reason="wrong offers")
+    else:
+        live.errors[2] = 0.5
+        live.run(requests=100)
+    assert ended(live) == ("rolled back", {1: 10_000})
+    assert content_of(live.plan) == before
+    row = live.store.find(Evidence, {"procedure": "r"})[0]
+    said = read_evidence(row, blobs=live.shop.blobs, verifier=live.shop.signer).predicate
+    assert said["stages"] == ["shadow", "canary", "ab"]
+    assert said["strategy"] == ["shadow", "canary", "ab"][stage]
+    looks = live.store.find(Look, {"rollout": "r"}, order=["number"])
+    assert [look.number for look in looks] == list(range(1, len(looks) + 1))
+    plans = live.store.find(TrafficPlan, {"endpoint": "buys"}, order=["revision"])
+    assert [plan.revision for plan in plans] == list(range(1, len(plans) + 1))
+
+
 @pytest.mark.parametrize("strategy", ["ab", "canary"])
 def test_a_verdict_whose_process_was_killed_before_it_was_signed_stands(
     live, strategy, monkeypatch
@@ -290,6 +332,10 @@ def test_traffic_returns_to_the_champion_from_any_state(live, strategy, send):
         ("bandit", {"algorithm": "thomson"}, "algorithm"),
         ("shadow, canary", {"tolerance": "far"}, "tolerance|no rule"),
         ("shadow", {"share": 0}, "share"),
+        ("shadow, canary", {"stepz": [0.1]}, "'shadow' and 'canary' have no rule 'stepz'.*steps"),
+        ("switchback", {"period_minutes": 0.5}, "give it 1 or more"),
+        ("switchback", {"period_minutes": 5}, "washout of 10 minutes leaves nothing of a turn of 5"),
+        ("switchback", {"max_days": 1}, "1 days have 24 turns, 12 of them of some arm"),
     ],
 )  # fmt: skip
 def test_a_wrong_declaration_is_refused_before_anything_changes(live, strategy, rules, says):
@@ -329,10 +375,9 @@ def test_a_bandit_moves_traffic_to_the_better_arm_and_judges_at_its_end(live, al
         assert live.serving()[1] >= 1_000  # the floor
     live.run(requests=240)
     assert ended(live) == ("promoted", {2: 10_000})
-    effect = live.store.find(Look, {"rollout": "r"}, order=["-number"], limit=1)[0].measured[
-        "effects"
-    ]
-    assert effect["challenger"]["low"] > 0
+    measured = live.last_look.measured
+    assert measured["effects"]["challenger"]["low"] > 0
+    assert measured["left out"] == 0  # each plan explains the chances of all its rows
 
 
 def test_a_bandit_keeps_the_champion_that_earns_more(live):
@@ -361,8 +406,7 @@ def test_multivariate_tells_what_each_factor_does(tmp_path):
     live.run(requests=400)
     state, serves = ended(live)
     assert (state, set(serves) <= {2, 4}) == ("promoted", True)
-    look = live.store.find(Look, {"rollout": "r"}, order=["-number"], limit=1)[0]
-    effects = {tuple(e["factors"]): e for e in look.measured["effects"]}
+    effects = {tuple(e["factors"]): e for e in live.last_look.measured["effects"]}
     assert effects["model",]["low"] > 0.1
     assert effects["features",]["low"] < 0 < effects["features",]["high"]
 
@@ -428,7 +472,7 @@ def test_switchback_does_not_take_the_luck_of_an_hour_for_an_effect_but_rolls_ba
         live.errors = dict.fromkeys((1, 2), 0.04 * (hour % 3 == 0))
         live.run(rounds=1, requests=60)
     assert live.rollout.state == "running"
-    assert "more whole turns" in live.store.find(Look, {"rollout": "r"}, order=["-number"])[0].next
+    assert "more whole turns" in live.last_look.next
     live.errors = {1: 0.0, 2: 0.5}
     sent = live.run(requests=20)
     assert ended(live) == ("rolled back", {1: 10_000})

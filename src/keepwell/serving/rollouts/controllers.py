@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from keepwell.core.ports.rollouts import Gain
 from keepwell.core.ports.store import Reader
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Rollout
-from keepwell.core.records.traffic import Arm, Endpoint
+from keepwell.core.records.traffic import Arm, Endpoint, TrafficPlan
 from keepwell.serving.rollouts.observations import Gathering, Observations
 from keepwell.serving.rollouts.plans import arm_of, latest_plan
 from keepwell.serving.rollouts.strategies import STRATEGIES
@@ -55,6 +55,35 @@ def rules_of(
     except msgspec.ValidationError as error:
         raise InvalidInput(f"A rule of {strategy!r}: {error}.") from error
     return found
+
+
+def rules_by_stage(
+    stages: Sequence[str],
+    shared: Mapping[str, Any],
+    own: Mapping[str, Mapping[str, Any]],
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Put the rules of all stages together; each takes, of those given, what it knows. Raises as ``rules_of``."""
+    known = {name: STRATEGIES.load(name).rules.__struct_fields__ for name in stages}
+    wanted = dict(given or {})
+    names = sorted({name for each in known.values() for name in each})
+    for name in wanted:
+        if name not in names:
+            raise InvalidInput(
+                f"{' and '.join(map(repr, stages))} have no rule {name!r}."
+                if len(stages) > 1
+                else f"The strategy {stages[0]!r} has no rule {name!r}.",
+                todo=near_miss(name, names),
+            )
+    return {
+        stage: rules_of(
+            stage,
+            shared,
+            own.get(stage),
+            {name: value for name, value in wanted.items() if name in known[stage]},
+        )
+        for stage in stages
+    }
 
 
 def carried_over(rollout: Rollout) -> Rollout:
@@ -102,6 +131,7 @@ def state_of(rollout: Rollout, *, store: Reader, gain: Gain, labels: Labels) -> 
         label_delay=delay,
         default=labels.default,
         gain=gain,
+        plan_of=lambda revision: store.get(TrafficPlan, rollout.endpoint, revision),
     )
 
 

@@ -29,7 +29,7 @@ from keepwell.serving.rollouts.controllers import (
     begin,
     carried_over,
     gathering_of,
-    rules_of,
+    rules_by_stage,
     state_of,
 )
 from keepwell.serving.rollouts.observations import Gathering, Observations
@@ -184,10 +184,7 @@ class RolloutDriver:
     ) -> tuple[Rollout, Answer]:
         """Check a declaration whole, and say how it begins."""
         stages = _stages(strategy)
-        settings = {
-            name: rules_of(name, self._settings, self._strategies.get(name), rules)
-            for name in stages
-        }
+        settings = rules_by_stage(stages, self._settings, self._strategies, rules)
         self._refuse_a_second(endpoint, store=store)
         plan = latest_plan(endpoint, store=store)
         champion = plan.arms[0] if plan and plan.arms else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -10,7 +10,15 @@ import numpy as np
 
 from keepwell.core.clock import DAY, Time
 from keepwell.core.ports.rollouts import Gain
-from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Gap, LinearPolicyState, Period
+from keepwell.core.records.traffic import (
+    BUCKETS,
+    Arm,
+    Cohort,
+    Gap,
+    LinearPolicyState,
+    Period,
+    TrafficPlan,
+)
 from keepwell.core.settings import Count, Limit, Share, Values
 from keepwell.serving.rollouts.observations import Observations
 
@@ -49,6 +57,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     default: float | None = None
     """What a decision without an outcome counts as once its label's delay is over."""
     gain: Gain
+    plan_of: Callable[[int], TrafficPlan | None] = lambda _: None
+    """Gives a plan of the endpoint by its revision: what chance gave each arm under it."""
 
     @property
     def challenger(self) -> Arm:

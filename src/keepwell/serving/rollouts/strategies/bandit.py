@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 
 from keepwell.core.clock import Time
-from keepwell.core.records.traffic import BUCKETS
+from keepwell.core.records.traffic import BUCKETS, TrafficPlan
 from keepwell.core.settings import Count, Limit, Share
-from keepwell.serving.desk.policies import pack_policy
+from keepwell.serving.desk.policies import pack_policy, unpack_policy
 from keepwell.serving.rollouts.evidence import Rewards, rewards
 from keepwell.serving.rollouts.observations import Floats, Ints, Observations
 from keepwell.serving.rollouts.strategy import (
@@ -27,7 +27,6 @@ from keepwell.stats.arm_rewards import ArmRewards
 from keepwell.stats.epsilon_greedy import epsilon_greedy
 from keepwell.stats.exploration import buckets
 from keepwell.stats.linear_bandit import LinearPolicy, LinearState
-from keepwell.stats.off_policy import EffectiveSampleTooSmall, snips
 from keepwell.stats.thompson import thompson_beta, thompson_gaussian
 from keepwell.stats.upper_bounds import kl_ucb, ucb1
 
@@ -66,9 +65,10 @@ class Bandit:
     The share of each arm is what the algorithm says (``keepwell.stats.thompson``, ``upper_bounds``,
     ``epsilon_greedy``, ``linear_bandit``), from rewards whose labels have had time to come, mixed with the floor and
     rounded to whole buckets: so the propensity in the log is exact. At the end each challenger is compared with the
-    champion by propensity-weighted estimates (``adaptive_effects``; with context ``off_policy.snips``), because plain
-    means of a bandit's log are biased. Weak where rewards take longer than the world takes to change, and where units
-    come back often: they stay with their arm while its buckets do.
+    champion by propensity-weighted estimates (``keepwell.stats.adaptive_effects``), because plain means of a bandit's
+    log are biased; the chances of all arms on each row are computed again from the plan that drew it. Weak where
+    rewards take longer than the world takes to change, and where units come back often: they stay with their arm
+    while its buckets do.
     Implements ``keepwell.serving.rollouts.strategy.Strategy``.
     """
 
@@ -98,9 +98,6 @@ class Bandit:
         names = (CHAMPION, *(arm.name for arm in state.challengers))
         even = (buckets([1 / len(names)] * len(names), BUCKETS) / BUCKETS).tolist()
         shares: list[float] = list(state.memory.get("shares", even))
-        history: dict[str, list[float]] = dict(state.memory.get("history", {}))
-        if state.memory.get("shares"):
-            history.setdefault(str(state.plan), shares)
         known = rewards(
             seen, names, gain=state.gain, label_delay=state.label_delay, default=state.default
         )
@@ -113,7 +110,7 @@ class Bandit:
             "shares": dict(zip(names, shares, strict=True)),
         }
         if days_seen(seen) >= rules.horizon_days:
-            return self._ended(state, names, known, history, measured)
+            return self._ended(state, names, known, measured)
         linear = rules.algorithm in {"linucb", "lints"}
         changed = int(state.memory.get("changed", 0))
         due = len(known.reward) >= rules.warm_up and (
@@ -147,7 +144,6 @@ class Bandit:
             measured=measured,
             memory={
                 "shares": shares,
-                "history": history,
                 "learned": learned,
                 "changed": now if moved and due else changed,
             },
@@ -208,16 +204,11 @@ class Bandit:
         state: State,
         names: tuple[str, ...],
         known: Rewards,
-        history: dict[str, list[float]],
         measured: dict[str, Any],
     ) -> Answer:
         rules: BanditRules = state.rules
         level = 1 - rules.alpha / (len(names) - 1)
-        effects = (
-            _with_context(known, names, level)
-            if rules.algorithm in {"linucb", "lints"}
-            else _without_context(known, names, history, level)
-        )
+        effects = _effects(state, known, names, level, measured)
         if effects is None:
             said = f"too few rewards of some arm to judge it: {measured['rewards']}"
             return returned(state, "refuse", said, measured)
@@ -233,16 +224,29 @@ class Bandit:
         return promoted(best, said, measured)
 
 
-def _without_context(
-    known: Rewards, names: tuple[str, ...], history: dict[str, list[float]], level: float
+def _effects(
+    state: State,
+    known: Rewards,
+    names: tuple[str, ...],
+    level: float,
+    measured: dict[str, Any],
 ) -> dict[str, dict[str, float]] | None:
-    # Rows of plans that no look has seen in force have no shares, and are few.
-    told = np.array([str(plan) in history for plan in known.plan.tolist()], dtype=np.bool_)
+    chances, predicted = _drawn_by(state, known, names)
+    # A row that its plan does not explain was drawn otherwise: an arm was refused for its evidence, say.
+    told = ~np.isnan(chances[:, 0])
+    measured["left out"] = int((~told).sum())
     arm: Ints = known.arm[told]
     if min(np.bincount(arm, minlength=len(names)).tolist(), default=0) < LEAST:
         return None
-    chances: Floats = np.array([history[str(plan)] for plan in known.plan[told].tolist()])
-    found = adaptive_effects(known.reward[told], arm, chances, level=level)
+    found = adaptive_effects(
+        known.reward[told],
+        arm,
+        chances[told],
+        predicted=predicted[told],
+        context=state.rules.algorithm in {"linucb", "lints"},
+        clusters=known.unit[told],
+        level=level,
+    )
     return {
         name: {"mean": each.estimate, "low": each.lower, "high": each.upper}
         for name, each in zip(names, found.effects, strict=True)
@@ -250,28 +254,39 @@ def _without_context(
     }
 
 
-def _with_context(
-    known: Rewards, names: tuple[str, ...], level: float
-) -> dict[str, dict[str, float]] | None:
-    try:
-        values = [
-            snips(
-                known.reward,
-                known.propensity,
-                (known.arm == k).astype(np.float64),
-                clusters=known.unit,
-                level=(1 + level) / 2,
-            ).value
-            for k in range(len(names))
-        ]
-    except EffectiveSampleTooSmall:
-        return None
-    champion = values[0]
-    return {
-        name: {
-            "mean": each.estimate - champion.estimate,
-            "low": each.lower - champion.upper,
-            "high": each.upper - champion.lower,
-        }
-        for name, each in zip(names[1:], values[1:], strict=True)
-    }
+def _drawn_by(state: State, known: Rewards, names: tuple[str, ...]) -> tuple[Floats, Floats]:
+    """Give what each row's plan gave the arms, shape (n, K), and what its policy took them to be worth.
+
+    Chances are NaN where the logged one is not the plan's, predictions where there is no policy.
+    """
+    chances = np.full((len(known.arm), len(names)), np.nan)
+    predicted = np.full_like(chances, np.nan)
+    for revision in np.unique(known.plan).tolist():
+        rows = np.flatnonzero(known.plan == revision)
+        plan = state.plan_of(revision)
+        if plan is None:
+            continue
+        given, predicted[rows] = _said_by(plan, names, state.fields, known.features[rows])
+        own = given[np.arange(len(rows)), known.arm[rows]]
+        # Units that took no part in the draw leave the same part of the chance to all who did.
+        share = np.divide(
+            known.propensity[rows], own, out=np.full(len(rows), np.inf), where=own > 0
+        )
+        same = (np.abs(share - share.min()) < 1e-6) & (share < 1 + 1e-6) & (given > 0).all(axis=1)
+        chances[rows[same]] = given[same]
+    return chances, predicted
+
+
+def _said_by(
+    plan: TrafficPlan, names: tuple[str, ...], fields: tuple[str, ...], features: Floats
+) -> tuple[Floats, Floats]:
+    n, k = len(features), len(names)
+    if plan.policy is None:
+        weights = {arm.name: arm.weight / BUCKETS for arm in plan.arms}
+        return np.tile([weights.get(name, 0.0) for name in names], (n, 1)), np.full((n, k), np.nan)
+    policy = unpack_policy(plan.policy)
+    seen = features[:, [fields.index(name) for name in plan.policy.fields]]
+    if plan.policy.intercept:
+        seen = np.column_stack([seen, np.ones(n)])
+    order = [plan.policy.arms.index(name) for name in names]
+    return policy.probabilities(seen)[:, order], (seen @ policy.theta.T)[:, order]
