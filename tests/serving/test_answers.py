@@ -132,7 +132,7 @@ def test_a_mirror_that_raises_harms_nobody_and_is_recorded(gateway: Gateway):
             {"rows": [ROW | {"x": -1.0}], "ids": [f"mirrored-{n}"]}, endpoint="mirrored"
         )
         assert (status, answer["predictions"][0]["prediction"]) == (200, 9.0)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         shadows = [p for p in gateway.records()[0] if p.mirror and p.id.startswith("mirrored-")]
         if len(shadows) == 5:
@@ -204,9 +204,9 @@ def test_pipelined_requests_are_answered_in_their_order(gateway: Gateway):
 
 def test_a_half_closed_connection_is_answered_and_then_closed(gateway: Gateway):
     began = time.monotonic()
-    answer = gateway.raw(request(msgspec.json.encode({"rows": [ROW]})), half_close=True, timeout=10)
+    answer = gateway.raw(request(msgspec.json.encode({"rows": [ROW]})), half_close=True, timeout=30)
     assert answer.startswith(b"HTTP/1.1 200")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_a_chunked_body_is_read(gateway: Gateway):
@@ -296,7 +296,7 @@ def test_metrics_count_what_was_answered_over_all_workers(gateway: Gateway):
     before = total()
     for _ in range(8):
         gateway.post({"rows": [ROW]}, endpoint="failing")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     # Workers share their counters twice a second.
     while (found := total()) < before + 8 and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -46,6 +46,7 @@ ANN = Cohort(arm="v1", field="user", values=("ann", "7"))
 SEVEN = Cohort(arm="v2", field="x", values=("7", "8.5"))
 NEW_YEAR = Cohort(arm="v2", field="at", values=("2026-01-01T00:00:00Z",))
 SHARE = 3_000
+CLOSE = "connection: close\r\n"
 
 
 def policy_state(kind: Kind = "lints"):
@@ -244,7 +245,7 @@ def test_a_mirror_with_a_share_sees_the_units_of_its_buckets_and_the_log_says_it
     # Without units and ids of their own, the ids that the gateway made decide.
     anonymous = asked(gateway, "/v1/endpoints/shared/predict", {"rows": [ROW] * 50})[1]
     made = [p["id"] for p in anonymous["predictions"]]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         records = gateway.records()[0]
         mirrored = [p for p in records if p.mirror and p.id.startswith(("s-", *made))]
@@ -280,7 +281,7 @@ def test_a_sampled_log_has_its_share_of_the_decisions_and_of_their_mirrored_answ
     assert len(answered) == 430
     wanted = {i for i in answered if log_draw_of(i, "s") < 0.2}
     assert 50 < len(wanted) < 130
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         found = [p for p in gateway.records()[0] if p.id in set(answered)]
         if len(found) >= 2 * len(wanted) or time.monotonic() > deadline:
@@ -459,10 +460,9 @@ def test_requests_wait_in_a_gap_that_holds_and_are_answered_once_there_are_arms(
         status, answer = made.post({"rows": [ROW]}, endpoint="brief")
         assert (status, time.monotonic() - began > 0.25) == (503, True)
         assert "has had no version" in answer["error"]
-        said = made.raw(gateways.request(b"{}", path="/v1/endpoints/brief/predict"), timeout=1.0)
+        said = made.raw(gateways.request(b"{}", path="/v1/endpoints/brief/predict", extra=CLOSE))
         assert b"\r\nretry-after: 1\r\n" in said
-        began = time.monotonic()
-        said = made.raw(gateways.request(b"{}", path="/v1/endpoints/closed/predict"), timeout=0.2)
+        said = made.raw(gateways.request(b"{}", path="/v1/endpoints/closed/predict", extra=CLOSE))
         assert said.startswith(b"HTTP/1.1 503")
         assert b"\r\nretry-after: 1\r\n" in said
 
@@ -502,9 +502,9 @@ def test_a_caller_in_a_gap_waits_no_longer_than_its_deadline_and_a_worker_that_e
     with running(tmp_path) as made:
         made.publish(endpoint("e", arms=[], gap="hold", gap_seconds=30.0))
         began = time.monotonic()
-        said = made.raw(gateways.request(b"{}", extra="x-deadline-ms: 200\r\n"), timeout=1.0)
+        said = made.raw(gateways.request(b"{}", extra=f"x-deadline-ms: 200\r\n{CLOSE}"), timeout=20)
         assert said.startswith(b"HTTP/1.1 503")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15, "and not the thirty seconds of the gap"
         answers: list[Any] = []
         thread = threading.Thread(target=lambda: answers.append(made.post({"rows": [ROW]})))
         thread.start()

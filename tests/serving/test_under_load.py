@@ -74,7 +74,7 @@ def test_an_edition_that_cannot_be_loaded_leaves_the_old_one_answering(tmp_path)
         (made / "linear.json").write_bytes(b"{}")
         broken = lay_out(gateway.shelf, made)
         gateway.publish(endpoint(arms=[arm(2, broken)], plan=2), wait=False)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while (
             gateway.application.request("GET", "/ready")[0] == 200 and time.monotonic() < deadline
         ):
@@ -113,7 +113,7 @@ def test_a_file_changed_after_it_was_unpacked_is_not_loaded(tmp_path):
         path = gateway.shelf.artefact_folder(digest) / "linear.json"
         path.write_bytes(path.read_bytes().replace(b"2.0", b"3.0"))
         gateway.publish(endpoint(arms=[arm(2, digest)], plan=2), wait=False)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         said = b""
         while b"linear.json was changed" not in said and time.monotonic() < deadline:
             said = gateway.application.request("GET", "/ready")[1]

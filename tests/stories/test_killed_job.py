@@ -83,7 +83,9 @@ def test_a_kill_of_each_process_at_moments_of_the_whole_job_changes_nothing_of_i
     assert all(kills.values()), kills
 
     summary = json.loads((folder / "summary.json").read_text())
-    undisturbed = request.getfixturevalue("told")[1]  # only now: another process may be telling it meanwhile
+    undisturbed = request.getfixturevalue("told")[
+        1
+    ]  # only now: another process may be telling it meanwhile
     # Releases run side by side, so only the order within each is the same.
     for procedure in ("release", "refused", "activation"):
         assert by_version(summary[procedure]) == by_version(undisturbed[procedure])

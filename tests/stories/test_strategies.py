@@ -230,7 +230,7 @@ def test_blue_green_returns_to_blue_when_green_errs_after_the_switch(story):
     assert story.callers.ask(**{"x-keepwell-arm": "blue"})[1] == 2
     story.drive(id)
     said = story.tells(id, state="rolled back", serves=2, why="after the switch")
-    assert said["measured"]["errors"] > 5
+    assert said["measured"]["errors"] > 0
 
 
 def test_blue_green_promotes_a_green_that_holds(story):

@@ -312,7 +312,7 @@ def test_statistics_count_rows_calls_and_failures_over_all_workers(client, speak
         client.infer("failing", good)
     with pytest.raises(InferenceServerException, match="negative rows"):
         client.infer("failing", whole([[-1.0, 1.0, 0.0]]))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (now := line())["inference_count"] < before["inference_count"] + 30:
         assert time.monotonic() < deadline, now
         time.sleep(0.1)  # workers share their counters twice a second

@@ -52,7 +52,7 @@ class Collector:
 
     def wait(self, count: int, trace: str = "") -> list[Any]:
         """The spans of a trace once there are so many."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while True:
             found = [span for span in self.spans if span.trace_id.hex() == trace or not trace]
             if len(found) >= count or time.monotonic() > deadline:

@@ -74,7 +74,7 @@ def scraping(folder: Path, target: str, *, token: str = "") -> Iterator[Server]:
     folder.mkdir()
     authorization = f"\n    authorization: {{credentials: '{token}'}}" if token else ""
     (folder / "prometheus.yml").write_text(
-        "global: {scrape_interval: 250ms, scrape_timeout: 250ms}\nscrape_configs:\n"
+        "global: {scrape_interval: 500ms, scrape_timeout: 500ms}\nscrape_configs:\n"
         f"  - job_name: keepwell\n    static_configs: [{{targets: ['{target}']}}]{authorization}\n"
     )
     process = subprocess.Popen(

@@ -52,7 +52,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Pa
 
 def lines(file: Path, at_least: int = 0, /, **fields: Any) -> list[dict[str, Any]]:
     """The lines with these values; they are on the disk within hundredths of a second."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while True:
         every = (
             [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -106,10 +106,12 @@ def test_a_token_taken_out_of_the_file_is_good_no_longer_also_by_a_remembered_he
         first = request(
             BODY, path="/v1/endpoints/e/predict", extra="authorization: Bearer first\r\n"
         )
-        assert made.raw(first + first, timeout=0.3).count(b"200 OK") == 2
+        assert made.raw(first + first, half_close=True).count(b"200 OK") == 2
         tokens.write_text("nothing that is a digest")
         time.sleep(1.2)
-        assert made.raw(first, timeout=0.3).count(b"200 OK") == 1, "a wrong file shuts nobody out"
+        assert made.raw(first, half_close=True).count(b"200 OK") == 1, (
+            "a wrong file shuts nobody out"
+        )
         told = made.raw(
             request(
                 b"",
@@ -122,9 +124,9 @@ def test_a_token_taken_out_of_the_file_is_good_no_longer_also_by_a_remembered_he
         assert b"Line 1 is not" in told
         tokens.write_text(line("second"))
         time.sleep(1.2)
-        assert made.raw(first, timeout=0.3).count(b"401 Unauthorized") == 1
+        assert made.raw(first, half_close=True).count(b"401 Unauthorized") == 1
         second = first.replace(b"first", b"second")
-        assert made.raw(second, timeout=0.3).count(b"200 OK") == 1
+        assert made.raw(second, half_close=True).count(b"200 OK") == 1
 
 
 def test_a_file_that_cannot_be_read_lets_nobody_in(tmp_path):

@@ -96,7 +96,7 @@ class Server:
             yield made
 
     def until(self, true: object) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not true() and time.monotonic() < deadline:  # type: ignore[operator]
             time.sleep(0.01)
         assert true()  # type: ignore[operator]
@@ -170,7 +170,7 @@ def test_a_request_that_trickles_is_told_that_its_time_is_over(server: Server, p
         said = everything(client)
     assert b"HTTP/1.1 408 Request Timeout" in said
     assert b"connection: close" in said
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
     server.until(lambda: server.floor.reading == 0)
 
 
