@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
 import msgspec
 
-from keepwell.core.errors import KeepwellError
 from keepwell.serving.desk.asks import Ask
 from keepwell.serving.desk.beside import Beside
 from keepwell.serving.desk.desk import Desk
@@ -24,6 +21,7 @@ from keepwell.serving.desk.gaps import Gap
 from keepwell.serving.desk.intake import MAX_PENDING_BYTES, refuse
 from keepwell.serving.protocols import HEADERS, Call
 from keepwell.serving.telemetry.notes import Listener, Note
+from keepwell.serving.transport.disk import Disk
 from keepwell.serving.transport.gate import Gate
 from keepwell.serving.transport.tls import Tls
 
@@ -37,11 +35,7 @@ SPARE_DESCRIPTORS = 128
 """Files that a worker may open beside its connections: the log's come before anybody's connection."""
 ROOM_SECONDS = 1.0
 """So often a full worker looks for connections that it can do without."""
-MAX_SYNCS = 2
-"""Waits for the disk side by side. One more makes smaller ticks, which cost more than a busy disk gives back."""
 MAX_KNOWN_HEADS = 512
-GROUP_SECONDS = 0.01
-"""With the log level ``group`` the disk is brought up to date this often."""
 
 
 class Slot(msgspec.Struct):
@@ -130,12 +124,8 @@ class Floor:
         self._gap_at: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._looked = 0.0
-        self._sync_at: asyncio.TimerHandle | None = None
-        self._sync_problem = ""
-        self._waiting: list[Callable[[str], None]] = []
+        self.disk = Disk(desk, loop, freed=self._resume)
         self._held: list[Each] = []
-        self._syncs = 0
-        self._threads = ThreadPoolExecutor(MAX_SYNCS + 1, "sync")
         desk.beside = Beside(self)
         self.noting = False
         """Somebody listens."""
@@ -185,7 +175,7 @@ class Floor:
             for ask, _, slot in work:
                 if slot.note is not None:
                     slot.note.ask = ask
-        if self._syncs >= MAX_SYNCS:
+        if self.disk.full:
             # These would wait for the disk anyway: meanwhile more of them become one model call and one sync.
             waits = self.desk.waits
             self._held += [each for each in work if waits(each[0].endpoint)]
@@ -226,7 +216,7 @@ class Floor:
                 ask.aside(each)
         if waiting:
             self._undelivered += len(waiting)
-            self.when_durable(partial(self._release, waiting))
+            self.disk.when_durable(partial(self._release, waiting))
         if desk.shadowing:
             self.loop.call_soon(self._shadow)
         if desk.unsynced:
@@ -238,62 +228,16 @@ class Floor:
             self.sync_later()
 
     def sync_later(self) -> None:
-        """Bring the log to the disk within ``GROUP_SECONDS``; nobody waits for it."""
-        if self._sync_at is None:
-            self._sync_at = self.loop.call_later(GROUP_SECONDS, self._sync_now)
+        """Bring the log to the disk soon; nobody waits for it."""
+        self.disk.sync_later()
 
-    def _sync_now(self) -> None:
-        self._sync_at = None
-        self.desk.unsynced = False
-        self._threads.submit(self._sync_in_thread, [])
-
-    def when_durable(self, told: Callable[[str], None]) -> None:
-        """Call back with nothing, or with what is wrong, once everything logged until now is on the disk.
-
-        The disk is waited for in threads, so that the loop goes on reading, computing and logging meanwhile.
-        What comes while ``MAX_SYNCS`` are under way is made durable by the next one, together.
-        """
-        self._waiting.append(told)
-        if self._syncs < MAX_SYNCS:
-            self._start_sync()
-
-    def _start_sync(self) -> None:
-        told, self._waiting = self._waiting, []
-        self._syncs += 1
-        self._threads.submit(self._sync_in_thread, told)
-
-    def _sync_in_thread(self, told: list[Callable[[str], None]]) -> None:
-        problem = ""
-        began = time.perf_counter()
-        try:
-            self.desk.sync()
-        except KeepwellError as error:
-            problem = str(error)
-        except Exception as error:  # noqa: BLE001
-            # Whoever waits must be told, whatever it was.
-            problem = f"{type(error).__name__}: {error}"
-        # A worker that has drained is gone without waiting for the disk's last word.
-        with suppress(RuntimeError):
-            seconds = time.perf_counter() - began
-            self.loop.call_soon_threadsafe(self._synced, told, problem, seconds)
-
-    def _synced(self, told: list[Callable[[str], None]], problem: str, seconds: float) -> None:
-        self.desk.meters.synced(seconds, failed=bool(problem))
-        if problem or self.desk.problem == self._sync_problem:
-            self.desk.problem = problem  # and a disk that takes it again ends the problem
-        self._sync_problem = problem
-        if not told:
-            return
-        self._syncs -= 1
-        if self._waiting:
-            self._start_sync()  # first, so that the disk works while the answers are sent
+    def _resume(self) -> None:
+        """Answer what was held until the disk could be waited for."""
         if self._held:
             self.pending, self._held = self._held + self.pending, []
             if not self.scheduled:
                 self.scheduled = True
                 self.loop.call_soon(self.tick)
-        for each in told:
-            each(problem)
 
     def look_at_plans(self) -> None:
         """Keep the headers that the plans in force look at, and answer what waited for a plan with arms."""

@@ -92,10 +92,10 @@ def _outcomes(floor: Floor, caller: Caller, slot: Slot, body: bytes) -> None:
             desk.outcomes(rows)
             desk.meters.outcomes += len(rows)
         if any(desk.endpoints[row.endpoint].edition.log == "sync" for row in rows):
-            floor.when_durable(partial(_accept, caller, slot, len(rows)))
+            floor.disk.when_durable(partial(_accept, caller, slot, len(rows)))
             return
         if rows:
-            floor.sync_later()
+            floor.disk.sync_later()
         _accept(caller, slot, len(rows), "")
     except NOT_JSON as error:
         caller.fill(
