@@ -76,7 +76,7 @@ def test_a_canary_is_told_how_long_each_step_takes_and_how_soon_errors_are_found
     assert first.delays[0].median_seconds == pytest.approx(own.median_seconds)
     assert first.delays[1].error_share == 0.1
     assert second.delays[1].median_seconds < first.delays[1].median_seconds
-    assert "step 1 of 2, 0.05 of the traffic: 350 decisions of the challenger take 7 days; 0.02 errors" in first.said  # fmt: skip
+    assert "step 1 of 2, 0.05 of the traffic: 350 decisions of the challenger take 7 days; an error rate of 2%" in first.said  # fmt: skip
     assert "14,000 decisions, 4,200 units of the last 14 days" in told.notes[0]
 
 

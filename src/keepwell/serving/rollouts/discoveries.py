@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from keepwell.core.clock import Time
-from keepwell.serving.rollouts.evidence import by_unit, errors_by_plan, health
-from keepwell.serving.rollouts.metrics import METRICS, metric_problems, metric_rows
+from keepwell.serving.rollouts.evidence import errors_by_plan, health
+from keepwell.serving.rollouts.metrics import METRICS, metric_problems, metric_worths
 from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.strategy import CHAMPION, State, finite
 from keepwell.stats.difference_sequence import DifferenceSequence
@@ -79,14 +79,15 @@ def _by_unit(
     attribution: Time,
 ) -> dict[str, tuple[dict[str, Any], float]]:
     names = tuple(arm.name for arm in state.challengers)
-    units = by_unit(
+    worth = metric_worths(
+        metric,
         seen,
-        label_delay=0 if metric == "prediction" else state.label_delay,
+        (CHAMPION, *names),
+        label_delay=state.label_delay,
         attribution=attribution,
         default=state.default,
+        money=state.money,
     )
-    rows = metric_rows(metric, units.drawn, units.outcome, money=state.money)
-    worth = units.values(rows, (CHAMPION, *names), mean=True)
     found = {}
     for name in names:
         sequence = DifferenceSequence(alpha=alpha, tuned_for=max(2 * tuned_for, 2.0)).update(

@@ -117,9 +117,10 @@ def expect_decisions(
     days = max(rows / (known.per_day * share), least_days) if known.per_day else math.inf
     said = f"{of}: {f'{rows:,} {what} take' if rows else 'that takes'} {_spell(days)}"
     for delay in delays:
-        said += f"; {delay.error_share:.3g} errors would be found after {_spell_seconds(delay.median_seconds)}"
+        share = f"{100 * delay.error_share:.3g}%"
+        said += f"; an error rate of {share} would be found after {_spell_seconds(delay.median_seconds)}"
         if delay.p90_seconds is not None:
-            said += f" (nine of ten: {_spell_seconds(delay.p90_seconds)})"
+            said += f" (nine of ten within {_spell_seconds(delay.p90_seconds)})"
     return Expected(
         of=of, rows=rows, what=what, days=finite(days), delays=tuple(delays), said=said + "."
     )
@@ -244,7 +245,7 @@ def foresee_units(state: State, known: Known) -> list[Expected]:
         else f"within {rules.max_days:g} days"
     )
     half = (
-        f"half of them end after {told.median_units / even * each:,.0f} units of a challenger ({_spell(median)})"
+        f"half of such tests end after {told.median_units / even * each:,.0f} units of a challenger ({_spell(median)})"
         if math.isfinite(median)
         else "fewer than half of such rollouts find it"
     )

@@ -8,8 +8,8 @@ import msgspec
 
 from keepwell.core.clock import Time
 from keepwell.core.settings import Limit, Share, Values
-from keepwell.serving.rollouts.evidence import by_unit, health
-from keepwell.serving.rollouts.metrics import METRICS, Worse, metric_problems, metric_rows
+from keepwell.serving.rollouts.evidence import health
+from keepwell.serving.rollouts.metrics import METRICS, Worse, metric_problems, metric_worths
 from keepwell.serving.rollouts.observations import FALLBACK, Observations
 from keepwell.serving.rollouts.strategy import CHAMPION, State, finite
 from keepwell.stats.guardrail import Guardrail, Verdict
@@ -144,15 +144,15 @@ def _harms(
         return found
     if rule.metric == "error_share":
         return {name: _error_harm(drawn, name, alpha=alpha) for name in names}
-    labelled = rule.metric != "prediction"
-    units = by_unit(
+    worth = metric_worths(
+        rule.metric,
         drawn,
-        label_delay=state.label_delay if labelled else 0,
+        (CHAMPION, *names),
+        label_delay=state.label_delay,
         attribution=attribution,
         default=state.default,
+        money=state.money,
     )
-    rows = metric_rows(rule.metric, units.drawn, units.outcome, money=state.money)
-    worth = units.values(rows, (CHAMPION, *names), mean=True)
     return {
         name: Guardrail(
             name=rule.metric,

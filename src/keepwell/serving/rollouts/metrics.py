@@ -8,8 +8,10 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from keepwell.core.clock import Time
 from keepwell.core.errors import near_miss
 from keepwell.core.ports.rollouts import Gain
+from keepwell.serving.rollouts.evidence import Worths, by_unit
 from keepwell.serving.rollouts.observations import ERROR, FALLBACK, Bools, Floats, Observations
 from keepwell.stats.performance import brier_rows, log_loss_rows, squared_error_rows
 
@@ -103,6 +105,28 @@ def metric_rows(name: str, seen: Observations, outcome: Floats, *, money: Gain |
         return outcome_rows(seen, outcome, lambda outputs, outcomes: rows(outcomes, outputs))
     assert money is not None
     return outcome_rows(seen, outcome, money)
+
+
+def metric_worths(
+    name: str,
+    seen: Observations,
+    arms: tuple[str, ...],
+    *,
+    label_delay: Time,
+    attribution: Time,
+    default: float | None,
+    money: Gain | None,
+) -> dict[str, Worths]:
+    """Give the mean of a metric over each unit's decisions, by arm."""
+    units = by_unit(
+        seen,
+        # An answer is known at once.
+        label_delay=0 if name == "prediction" else label_delay,
+        attribution=attribution,
+        default=default,
+    )
+    rows = metric_rows(name, units.drawn, units.outcome, money=money)
+    return units.values(rows, arms, mean=True)
 
 
 def outcome_rows(seen: Observations, outcome: Floats, worth: Gain) -> Floats:
