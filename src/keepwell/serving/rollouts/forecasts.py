@@ -117,8 +117,8 @@ def expect_decisions(
     days = max(rows / (known.per_day * share), least_days) if known.per_day else math.inf
     said = f"{of}: {f'{rows:,} {what} take' if rows else 'that takes'} {_spell(days)}"
     for delay in delays:
-        share = f"{100 * delay.error_share:.3g}%"
-        said += f"; an error rate of {share} would be found after {_spell_seconds(delay.median_seconds)}"
+        rate = f"{100 * delay.error_share:.3g}%"
+        said += f"; an error rate of {rate} would be found after {_spell_seconds(delay.median_seconds)}"
         if delay.p90_seconds is not None:
             said += f" (nine of ten within {_spell_seconds(delay.p90_seconds)})"
     return Expected(
