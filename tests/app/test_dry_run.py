@@ -7,6 +7,7 @@ from tests.app.projects import LABEL
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import TrafficPlan
 from keepwell.lifecycle.activation import ensure_endpoint
+from keepwell.lifecycle.approvals import approve
 
 
 @pytest.fixture
@@ -40,19 +41,27 @@ def test_a_dry_activation_shows_the_first_plan_and_the_missing_approvals(release
 
 @pytest.mark.parametrize("strategy", ["basic", "canary", "champion-challenger"])
 def test_a_dry_rollout_shows_the_plan_that_the_rollout_then_begins_with(serving, strategy):
-    before = serving.fingerprint()
-    said = serving(
-        "rollout", "start", "tumour/2", "--dry-run", "--strategy", strategy, "--json"
-    ).json
-    assert said["dry_run"]
-    assert said["before"]["revision"] == 1
-    assert serving.fingerprint() == before
     state = serving.state()
-    second = state.store.get(ModelVersion, "tumour", 2)
+    first, second = (state.store.get(ModelVersion, "tumour", number) for number in (1, 2))
     state.rollouts.start(
-        id="second", endpoint="tumour", version=second, strategy=strategy, actor="me"
+        id="other", endpoint="tumour", version=second, strategy="basic", actor="me"
     )
-    plan = msgspec.json.decode(msgspec.json.encode(state.store.get(TrafficPlan, "tumour", 2)))
+    approve(
+        "tumour", 1, by="colleague", reason="good", expires_in="1d", store=state.store, blobs=state.blobs,
+        signer=state.signer, clock=state.clock,
+    )  # fmt: skip
+    before = serving.fingerprint()
+    asked = ("rollout", "start", LABEL, "--dry-run", "--strategy", strategy, "--as", "me")
+    said = serving(*asked, "--json").json
+    assert said["dry_run"]
+    assert said["before"]["revision"] == 2
+    told = serving(*asked).out
+    assert ("No traffic is known there yet" in told) == (strategy != "basic")
+    assert serving.fingerprint() == before
+    state.rollouts.start(
+        id="second", endpoint="tumour", version=first, strategy=strategy, actor="me"
+    )
+    plan = msgspec.json.decode(msgspec.json.encode(state.store.get(TrafficPlan, "tumour", 3)))
     for name in ("endpoint", "revision", "arms", "mirrors", "fallback", "salt"):
         assert said["after"][name] == plan[name], name
 

@@ -75,6 +75,7 @@ def test_the_status_tells_where_it_stands_and_what_comes_next(serving):
     assert "r: v1 -> v2 at tumour by [canary]: running" in said
     assert "next        after 500 more clean requests it gets 0.5 of the traffic" in said
     assert "v2 10%" in said
+    assert "foretold    No traffic is known there yet" in said
 
 
 def test_a_rollout_is_steered_by_those_who_may(serving):
@@ -103,6 +104,7 @@ def test_a_rollout_is_computed_again_by_command(serving):
     [
         (("start",), 2, "Which version"),
         (("start", "tumour/2", "--set", "steps"), 2, "is no rule"),
+        (("start", "tumour/2", "tumour/8", "tumour/9"), 3, "no version tumour/8.*no version tumour/9"),
         (("start", "tumour/2", "--dry-run", "--strategy", "canary", "--as", "me", "--set", "stepz=[0.1]"), 2, "no rule 'stepz'"),
         (("start", "tumour/2", "--dry-run", "--strategy", "canary"), 5, "no user"),
         (("start", "tumour/2", "--dry-run", "--strategy", "canary", "--as", "me"), 5, "may not answer"),
@@ -156,9 +158,19 @@ def test_the_api_starts_lists_and_steers_rollouts(serving):
     assert again.status_code == 409
     started = client.post("/api/v1/rollouts", json={"model": "tumour", "versions": []}, headers=me)
     assert (started.status_code, "versions" in started.text) == (422, True)
+    # A preview refuses what a start would.
+    asked = {
+        "model": "tumour",
+        "versions": [2],
+        "strategy": "canary",
+        "rules": {"steps": [0.5, 0.1]},
+    }
+    shown = client.post("/api/v1/previews", json=asked, headers=me)
+    assert (shown.status_code, "do not grow" in shown.text) == (422, True)
     page = client.get("/rollouts/r").text
     assert "rolled back" in page
     assert "share of the traffic by arm" in page
+    assert "Foretold when it began" in page
     assert client.get("/rollouts/x").status_code == 404
 
 

@@ -42,6 +42,8 @@ min_rows = 30
 [strategies.ab]
 min_rows = 100
 tuned_for = 200
+metrics = ["brier", "error_share"]
+guardrails = [{ metric = "latency_ms_p99", margin = 2000.0 }, { metric = "error_share", margin = 0.2 }]
 """
 
 
@@ -242,7 +244,7 @@ def test_blue_green_promotes_a_green_that_holds(story):
 
 def test_a_canary_that_raises_is_rolled_back_though_a_worker_of_the_gateway_is_killed(story):
     story.serve(2)
-    id = story.start("canary", 5, steps=[0.2], min_rows=5_000)
+    id = story.start("canary", 5, steps=[0.2], min_rows=1_000)
     story.callers.send_some(60)
     killer = threading.Timer(0.05, story.kill_one, ["gateway-worker"])
     killer.start()
@@ -275,6 +277,11 @@ def test_ab_comes_to_its_verdict_though_the_worker_is_killed_in_the_middle(story
     said = story.tells(story.ab, state="promoted", serves=2, why="gain per unit")
     assert said["measured"]["gain"]["challenger"]["low"] > 0
     assert said["measured"]["contaminated"] == 0
+    assert set(said["measured"]["metrics"]) == {"brier", "error_share"}
+    guarded = said["measured"]["guardrails"]["challenger"]
+    assert {facts["verdict"] for facts in guarded.values()} <= {"safe", "open"}
+    (foretold,) = story.rollout(story.ab).forecast
+    assert foretold.expected[1].power > 0.5
 
 
 def test_multivariate_promotes_the_best_combination_and_tells_each_effect(story):
@@ -313,16 +320,16 @@ def test_a_bandit_moves_traffic_and_ends_with_the_one_that_earns_more(story):
     ("strategy", "versions", "rules", "some"),
     [
         ("recreate", [2], {"down_seconds": 20.0, "gap_seconds": 30.0}, 0),
-        ("blue-green", [2], {"min_rows": 5_000}, 30),
+        ("blue-green", [2], {"min_rows": 400}, 30),
         ("blue-green", [2], {"min_rows": 10}, 30),  # after the switch
-        ("canary", [2], {"min_rows": 5_000}, 30),
-        ("shadow", [2], {"min_rows": 5_000}, 30),
+        ("canary", [2], {"min_rows": 400}, 30),
+        ("shadow", [2], {"min_rows": 400}, 30),
         ("champion-challenger", [2], {}, 30),
-        ("ab", [2], {"min_rows": 5_000}, 30),
-        ("ab", [2, 8], {"min_rows": 5_000}, 30),
+        ("ab", [2], {"min_rows": 400}, 30),
+        ("ab", [2, 8], {"min_rows": 400}, 30),
         ("bandit", [2], {}, 30),
         ("bandit", [2], {"algorithm": "linucb", "warm_up": 0}, 30),
-        ("shadow, canary, ab", [2], {"min_rows": 5_000}, 30),
+        ("shadow, canary, ab", [2], {"min_rows": 400}, 30),
         ("basic", [2], {}, 0),
     ],
 )  # fmt: skip

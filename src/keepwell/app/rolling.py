@@ -13,7 +13,7 @@ from keepwell.core.clock import Time
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused, near_miss
 from keepwell.core.records.data import TrainingSet
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.rollouts import Preview, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Watermark
 from keepwell.lifecycle.roles import require
@@ -37,10 +37,11 @@ def start_rollout(
     Raises Refused if one of them may not answer (no passed release, too few approvals) or the person may not do so,
     InvalidInput for wrong rules, Conflict if another rollout is under way.
     """
-    strategy, plan = preview_rollout(state, versions, actor=actor, strategy=strategy, rules=rules)
+    endpoint, strategy = _course(state, versions, actor=actor, strategy=strategy)
+    _refuse_unadmitted(state, versions)
     return state.rollouts.start(
         id=f"rollout-{secrets.token_hex(4)}",
-        endpoint=plan.endpoint,
+        endpoint=endpoint,
         version=versions[0],
         others=versions[1:],
         strategy=strategy,
@@ -57,22 +58,37 @@ def preview_rollout(
     actor: str,
     strategy: str = "",
     rules: Mapping[str, Any] | None = None,
-) -> tuple[str, TrafficPlan]:
-    """Give the strategy and the plan that ``start_rollout`` would begin with. Changes nothing; raises as it does."""
+) -> tuple[str, Preview]:
+    """Give the strategy, and how ``start_rollout`` would begin. Changes nothing; raises as it does."""
+    endpoint, strategy = _course(state, versions, actor=actor, strategy=strategy)
+    found = state.rollouts.preview(
+        endpoint=endpoint,
+        version=versions[0],
+        others=versions[1:],
+        strategy=strategy,
+        rules=rules,
+    )
+    _refuse_unadmitted(state, versions)
+    return strategy, found
+
+
+def _course(
+    state: State, versions: Sequence[ModelVersion], *, actor: str, strategy: str
+) -> tuple[str, str]:
+    """Give the endpoint and the strategy of a rollout that somebody may start."""
     from keepwell.lifecycle.activation import (
         course_of,  # brings polars, and the server starts without
     )
 
     require(actor, "rollout", store=state.store)
-    first, others = versions[0], versions[1:]
-    if any(other.model != first.model for other in others):
+    if any(version.model != versions[0].model for version in versions):
         raise InvalidInput(
             "The versions are of different models.", todo="Compare versions of one model."
         )
-    endpoint, chosen = course_of(state.context, state.store, first, strategy=strategy)
-    plan = state.rollouts.preview(
-        endpoint=endpoint, version=first, others=others, strategy=chosen, rules=rules
-    )
+    return course_of(state.context, state.store, versions[0], strategy=strategy)
+
+
+def _refuse_unadmitted(state: State, versions: Sequence[ModelVersion]) -> None:
     for version in versions:
         problems = admission_problems(
             version,
@@ -87,7 +103,6 @@ def preview_rollout(
                 f"{version.label()} may not answer: {'; '.join(problems)}.",
                 todo=f"Release and approve it first, or run 'keepwell activate {version.label()}'.",
             )
-    return chosen, plan
 
 
 def steer_rollout(

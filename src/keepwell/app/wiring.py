@@ -231,7 +231,15 @@ class State:
             settings=_plain(self.settings.rollout),
             strategies=self.settings.strategies,
             labels_of=self._labels_of,
+            money_of=self._money_of,
         )
+
+    def _money_of(self, model: str) -> Gain | None:
+        """Give what a decision earned by the model's KPI, where it has one."""
+        declared = self.project.model(model)
+        if declared.kpi_function is None:
+            return None
+        return gain_of(self.project, model, metric="kpi")
 
     def _labels_of(self, endpoint: str) -> Labels:
         """Tell what a decision without an outcome counts as, and when."""

@@ -51,6 +51,7 @@ class Live:
         self.bias = dict.fromkeys(range(1, versions + 1), 0.0)
         self.rng = np.random.default_rng(7)
         self.number = 0
+        self.units = 5000
         self.driver = self.made_driver()
         with self.store.transaction(actor="ana") as transaction:
             transaction.add(
@@ -95,7 +96,7 @@ class Live:
         for _ in range(requests):
             self.number += 1
             self.clock.at += round(seconds * 1_000_000)
-            at, identity, unit = self.clock.at, f"d{self.number}", f"u{self.number % 5000}"
+            at, identity, unit = self.clock.at, f"d{self.number}", f"u{self.number % self.units}"
             if not plan.arms:
                 continue
             truth = float(self.rng.random() < 0.3)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keepwell import __version__
-from keepwell.app.rolling import start_rollout, steer_rollout
+from keepwell.app.rolling import preview_rollout, start_rollout, steer_rollout
 from keepwell.app.wiring import State
 from keepwell.core.auditing import audit_problems
 from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, Refused, near_miss
@@ -22,7 +22,7 @@ from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult
 from keepwell.core.records.models import Model, ModelVersion
 from keepwell.core.records.returns import Return
-from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.rollouts import Look, Preview, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
@@ -213,6 +213,19 @@ class Control:
             rules=body.rules,
         )
 
+    def preview(self, request: Request, body: RolloutRequest) -> Any:
+        """Tell how a rollout would begin and what it would need."""
+        if not body.versions:
+            raise InvalidInput("No version is named.", where="body: versions")
+        _, found = preview_rollout(
+            self._state,
+            [self.version(body.model, number) for number in body.versions],
+            actor=self.actor(request),
+            strategy=body.strategy,
+            rules=body.rules,
+        )
+        return found
+
     def steering(self, request: Request, body: SteeringRequest) -> Any:
         """Steer a rollout."""
         return steer_rollout(
@@ -301,11 +314,12 @@ def _by_method(
     return answer
 
 
-VERBS: Mapping[str, tuple[type[msgspec.Struct], type[Record]]] = {
+VERBS: Mapping[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]] = {
     "releases": (ReleaseRequest, Release),
     "approvals": (ApprovalRequest, Approval),
     "activations": (ActivationRequest, Activation),
     "rollouts": (RolloutRequest, Rollout),
+    "previews": (RolloutRequest, Preview),
     "steerings": (SteeringRequest, Rollout),
     "rollbacks": (RollbackRequest, TrafficPlan),
 }
@@ -344,7 +358,7 @@ def _writing(
 
 def openapi() -> dict[str, Any]:
     """Give the OpenAPI 3.1 document, made from the same tables as the routes."""
-    kinds = [*COLLECTIONS.values(), Return, *(body for body, _ in VERBS.values())]
+    kinds = [*COLLECTIONS.values(), Return, Preview, *(body for body, _ in VERBS.values())]
     _, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
     )

@@ -11,7 +11,7 @@ from keepwell.app.wiring import State
 from keepwell.core.admission import standing_approvals
 from keepwell.core.records.lifecycle import Activation
 from keepwell.core.records.models import ModelVersion
-from keepwell.lifecycle.activation import course_of, latest_plan, start_activation
+from keepwell.lifecycle.activation import course_of, start_activation
 from keepwell.lifecycle.roles import require
 
 
@@ -48,10 +48,12 @@ def _dry_run(state: State, version: ModelVersion, who: str, given: argparse.Name
         now=state.clock.now(),
     )
     needed = state.settings.policy.approvals
+    found = state.rollouts.preview(endpoint=endpoint, version=version, strategy=strategy)
     return show_change(
         f"{version.label()} would be activated at {endpoint} by {strategy}",
-        latest_plan(endpoint, store=state.store),
-        state.rollouts.preview(endpoint=endpoint, version=version, strategy=strategy),
+        found.before,
+        found.after,
         as_json=given.json,
+        forecast=found.forecast,
         approvals=f"{len(held)} of {needed}",
     )

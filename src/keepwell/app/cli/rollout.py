@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 
 from keepwell.app.cli.common import actor, print_json, project_state, table, version_named
-from keepwell.app.cli.plans import show_change
+from keepwell.app.cli.plans import forecast_lines, show_change
 from keepwell.app.rolling import appraise_version, preview_rollout, start_rollout, steer_rollout
 from keepwell.app.wiring import State
 from keepwell.core.clock import duration, iso
-from keepwell.core.errors import InvalidInput
+from keepwell.core.errors import InvalidInput, NotFound
+from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
-from keepwell.serving.rollouts.plans import describe_plan, latest_plan
+from keepwell.serving.rollouts.plans import describe_plan
 
 
 def run(given: argparse.Namespace) -> int:
@@ -70,23 +71,39 @@ def _plans(plans: list[TrafficPlan]) -> None:
 def _start(given: argparse.Namespace, state: State) -> int:
     if not given.names:
         raise InvalidInput("Which version?", todo="keepwell rollout start MODEL/NUMBER")
-    versions = [version_named(state, name) for name in given.names]
+    versions = _versions(given, state)
     rules = dict(_rule(text) for text in given.set)
     labels = ", ".join(version.label() for version in versions)
     if given.dry_run:
-        strategy, plan = preview_rollout(
+        strategy, found = preview_rollout(
             state, versions, actor=actor(given, state), strategy=given.strategy, rules=rules
         )
         return show_change(
-            f"a rollout of {labels} at {plan.endpoint} by {strategy} would begin",
-            latest_plan(plan.endpoint, store=state.store),
-            plan,
+            f"a rollout of {labels} at {found.after.endpoint} by {strategy} would begin",
+            found.before,
+            found.after,
             as_json=given.json,
+            forecast=found.forecast,
         )
     rollout = start_rollout(
         state, versions, actor=actor(given, state), strategy=given.strategy, rules=rules
     )
     return _status(given, state, rollout)
+
+
+def _versions(given: argparse.Namespace, state: State) -> list[ModelVersion]:
+    """Give the versions that are named; all that are not there are told at once."""
+    found, missing = [], []
+    for name in given.names:
+        try:
+            found.append(version_named(state, name))
+        except NotFound as error:
+            missing.append(error)
+    if len(missing) > 1:
+        raise NotFound(" ".join(map(str, missing)))
+    if missing:
+        raise missing[0]
+    return found
 
 
 def _rule(text: str) -> tuple[str, Any]:
@@ -109,7 +126,8 @@ def _status(given: argparse.Namespace, state: State, found: Rollout) -> int:
         if looks and looks[0].written <= plan.revision <= looks[-1].written
     ]
     if given.json:
-        print_json({"rollout": found, "looks": looks, "plans": plans})
+        known = {"rollout": found, "looks": looks, "plans": plans, "forecast": found.forecast}
+        print_json(known)
         return 0
     stages = " -> ".join(
         f"[{name}]" if place == found.stage else name for place, name in enumerate(found.way)
@@ -122,6 +140,7 @@ def _status(given: argparse.Namespace, state: State, found: Rollout) -> int:
         lines.append(f"  last look   {iso(last.at)}: {last.reason}")
         if found.state in {"running", "paused"} and last.next:
             lines.append(f"  next        {last.next}")
+            lines += forecast_lines(found.forecast[found.stage :])
     if found.evidence:
         lines.append(f"  evidence    {found.evidence}")
     sys.stdout.write("\n".join(lines) + "\n\n")

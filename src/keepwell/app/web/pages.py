@@ -223,6 +223,7 @@ class Pages:
             live=under_way,
             r=found,
             looks=looks,
+            foretold=found.forecast,
             under_way=under_way,
             shares=share_chart(moments, label="share of the traffic by arm", until=until),
             evidence=charts,

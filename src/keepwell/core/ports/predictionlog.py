@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from keepwell.core.clock import Time
 from keepwell.core.records.predictions import Outcome, Prediction
 
 if TYPE_CHECKING:
@@ -36,4 +37,12 @@ class PredictionLog(Protocol):
 
         With ``until``, the cursor of an earlier reading, nothing is given that came after it.
         """
+        ...
+
+    def past(self, time: Time) -> dict[str, int]:
+        """Give a cursor past what is known to be older than an event time; older records may follow it all the same."""
+        ...
+
+    def count_since(self, time: Time) -> int:
+        """Say about how many records of that event time or later there are, without reading them."""
         ...

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import msgspec
+
 from keepwell.core.clock import Time
 from keepwell.core.digest import Digest
-from keepwell.core.records.base import Record
-from keepwell.core.records.traffic import Arm
+from keepwell.core.records.base import Record, Value
+from keepwell.core.records.traffic import Arm, TrafficPlan
 
 RolloutState = Literal["running", "paused", "promoted", "refused", "rolled back"]
 
@@ -45,7 +47,10 @@ class Rollout(Record, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     """The rules of each stage, complete."""
     memory: dict[str, Any] = {}
-    """What the strategy carries from look to look, and where reading began, so that any process can go on."""
+    """What the strategy carries from look to look, and where reading began, so that any process can go on.
+
+    ``known`` and ``forecast`` are what the days before it showed, and what was foretold from them, a stage each.
+    """
     since_plan: int = 0
     """Revision of the plan with which the stage began: what was served under earlier ones is not its evidence."""
     looks: int = 0
@@ -72,6 +77,11 @@ class Rollout(Record, frozen=True, kw_only=True):
     def way(self) -> tuple[str, ...]:
         """List the strategies of all stages."""
         return self.stages or (self.strategy,)
+
+    @property
+    def forecast(self) -> tuple[Forecast, ...]:
+        """Give what was foretold when it began, a stage each; nothing of one that an earlier version began."""
+        return msgspec.convert(self.memory.get("forecast", ()), tuple[Forecast, ...])
 
     @property
     def change(self) -> str:
@@ -109,3 +119,52 @@ class Look(Record, frozen=True, kw_only=True):
     measured: dict[str, Any]
     answer: Digest
     """Of the whole answer, so that it can be told whether it was computed again to the last bit."""
+
+
+class Delay(Value, frozen=True, kw_only=True):
+    """How soon an arm with so many errors would be found."""
+
+    error_share: float
+    median_seconds: float | None
+    """None: in fewer than half of such rollouts."""
+    p90_seconds: float | None = None
+
+
+class Expected(Value, frozen=True, kw_only=True):
+    """One step of a rollout, or its verdict: what it needs and how long that takes."""
+
+    of: str
+    """Which step or verdict."""
+    rows: int
+    what: str
+    """What is counted: decisions, pairs, units."""
+    days: float | None
+    """Until so many have come; None: never."""
+    effect: float | None = None
+    """The difference that the verdict is about."""
+    power: float | None = None
+    """Chance to find it in time."""
+    median_days: float | None = None
+    """Days after which half of such rollouts have ended; None: fewer than half do."""
+    delays: tuple[Delay, ...] = ()
+    said: str
+    """All that, in words."""
+
+
+class Forecast(Value, frozen=True, kw_only=True):
+    """What one stage of a rollout will need."""
+
+    stage: str
+    expected: tuple[Expected, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Preview(Value, frozen=True, kw_only=True):
+    """How a rollout would begin, and what it would need; nothing was changed."""
+
+    before: TrafficPlan | None
+    """The traffic plan in force."""
+    after: TrafficPlan
+    """The one that the rollout would write."""
+    forecast: tuple[Forecast, ...]
+    """A stage each."""

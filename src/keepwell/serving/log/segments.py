@@ -8,6 +8,7 @@ where the reader finds and reports it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import math
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from keepwell.core.clock import Time
 from keepwell.core.errors import Unavailable
 from keepwell.core.ports.predictionlog import LogBatch
 from keepwell.core.records.predictions import Outcome, Prediction
@@ -27,6 +29,8 @@ from keepwell.serving.log.batches import Batch
 from keepwell.serving.log.manifest import Manifest, ManifestFile, is_whole
 
 SEGMENT_BYTES = 64 * 1024 * 1024
+RECORD_BYTES = 150
+"""About what a record takes in a segment."""
 _HEAD = struct.Struct("<II")
 _encoder = msgspec.msgpack.Encoder()
 _predictions = msgspec.msgpack.Decoder(tuple[int, tuple[Prediction, ...]])
@@ -246,6 +250,23 @@ class SegmentLog:
             cursor=reading.places,
             torn=tuple(reading.torn),
         )
+
+    def past(self, time: Time) -> dict[str, int]:
+        """See ``keepwell.core.ports.predictionlog.PredictionLog``: past the segments whose Parquet is all older."""
+        held = self._manifest.read()
+        needed = {name for part in held.parts if part.high >= time for name in part.segments}
+        return {name: size for name, size in held.segments.items() if name not in needed}
+
+    def count_since(self, time: Time) -> int:
+        """See ``keepwell.core.ports.predictionlog.PredictionLog``: what is no Parquet yet by its size."""
+        held = self._manifest.read()
+        rows = sum(part.rows for part in held.parts if part.high >= time)
+        raw = [path for path in self._folder.glob("*.seg") if path.name not in held.segments]
+        size = 0
+        for path in raw:
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+        return rows + size // RECORD_BYTES
 
     def _read_segment(self, name: str, start: int, reading: _Reading) -> None:
         path = self._folder / name

@@ -10,18 +10,36 @@ import numpy as np
 
 from keepwell.core.clock import Time
 from keepwell.core.digest import Digest, digest_bytes, digest_of
-from keepwell.core.errors import InvalidInput, NotFound, near_miss
+from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, near_miss
+from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.ports.store import Reader
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Rollout
 from keepwell.core.records.traffic import Arm, Endpoint, TrafficPlan
+from keepwell.serving.rollouts.history import (
+    LOOKED_BACK,
+    Before,
+    Known,
+    before_of,
+    reach_of,
+    read_again,
+)
 from keepwell.serving.rollouts.observations import Gathering, Observations
 from keepwell.serving.rollouts.plans import arm_of, latest_plan
 from keepwell.serving.rollouts.strategies import STRATEGIES
 from keepwell.serving.rollouts.strategy import CHAMPION, Answer, Rules, State, Strategy
 
 _NUMBERS = frozenset({"float64", "int64", "bool"})
+
+
+KEPT = ("known", LOOKED_BACK, "forecast")
+"""What a rollout remembers from before it began, through all its stages; looks do not repeat it."""
+
+
+def kept_of(memory: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a rollout remembers from before it began."""
+    return {name: memory[name] for name in KEPT if name in memory}
 
 
 class Labels(msgspec.Struct, frozen=True):
@@ -39,21 +57,26 @@ def rules_of(
 ) -> dict[str, Any]:
     """Put a strategy's rules together, complete with defaults: shared ones, its own, those given for one rollout.
 
-    Raises NotFound for a strategy, InvalidInput for a rule that it does not know or a wrong value.
+    Raises NotFound for a strategy, InvalidInput for rules that it does not know or wrong values: all of them at once.
     """
     kind: type[Rules] = STRATEGIES.load(strategy).rules
     names = kind.__struct_fields__
     wanted = {name: value for name, value in shared.items() if name in names}
     wanted |= dict(own or {}) | dict(given or {})
-    for name in wanted:
-        if name not in names:
-            raise InvalidInput(
-                f"The strategy {strategy!r} has no rule {name!r}.", todo=near_miss(name, names)
-            )
-    try:
-        found: dict[str, Any] = msgspec.to_builtins(msgspec.convert(wanted, kind))
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"A rule of {strategy!r}: {error}.") from error
+    problems = [
+        f"The strategy {strategy!r} has no rule {name!r}. {near_miss(name, names)}"
+        for name in wanted
+        if name not in names
+    ]
+    for name in names:
+        if name in wanted:
+            try:
+                msgspec.convert({name: wanted[name]}, kind)
+            except msgspec.ValidationError as error:
+                problems.append(f"A rule of {strategy!r}: {error}.")
+    if problems:
+        raise InvalidInput(" ".join(problems))
+    found: dict[str, Any] = msgspec.to_builtins(msgspec.convert(wanted, kind))
     return found
 
 
@@ -62,28 +85,39 @@ def rules_by_stage(
     shared: Mapping[str, Any],
     own: Mapping[str, Mapping[str, Any]],
     given: Mapping[str, Any] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Put the rules of all stages together; each takes, of those given, what it knows. Raises as ``rules_of``."""
-    known = {name: STRATEGIES.load(name).rules.__struct_fields__ for name in stages}
+) -> tuple[dict[str, dict[str, Any]], list[KeepwellError]]:
+    """Put the rules of all stages together, and list what is wrong; each takes, of those given, what it knows.
+
+    Stages with something wrong are left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    wrong: list[KeepwellError] = []
+    known: dict[str, tuple[str, ...]] = {}
+    for stage in stages:
+        try:
+            known[stage] = STRATEGIES.load(stage).rules.__struct_fields__
+        except NotFound as error:
+            wrong.append(error)
     wanted = dict(given or {})
     names = sorted({name for each in known.values() for name in each})
-    for name in wanted:
-        if name not in names:
-            raise InvalidInput(
-                f"{' and '.join(map(repr, stages))} have no rule {name!r}."
-                if len(stages) > 1
-                else f"The strategy {stages[0]!r} has no rule {name!r}.",
-                todo=near_miss(name, names),
-            )
-    return {
-        stage: rules_of(
-            stage,
-            shared,
-            own.get(stage),
-            {name: value for name, value in wanted.items() if name in known[stage]},
+    if len(known) == len(set(stages)):
+        told = (
+            f"{' and '.join(map(repr, stages))} have"
+            if len(stages) > 1
+            else f"The strategy {stages[0]!r} has"
         )
-        for stage in stages
-    }
+        wrong += [
+            InvalidInput(f"{told} no rule {name!r}.", todo=near_miss(name, names))
+            for name in wanted
+            if name not in names
+        ]
+    for stage, theirs in known.items():
+        mine = {name: value for name, value in wanted.items() if name in theirs}
+        try:
+            found[stage] = rules_of(stage, shared, own.get(stage), mine)
+        except InvalidInput as error:
+            wrong.append(error)
+    return found, wrong
 
 
 def carried_over(rollout: Rollout) -> Rollout:
@@ -104,7 +138,15 @@ def carried_over(rollout: Rollout) -> Rollout:
     )
 
 
-def state_of(rollout: Rollout, *, store: Reader, gain: Gain, labels: Labels) -> State:
+def state_of(
+    rollout: Rollout,
+    *,
+    store: Reader,
+    gain: Gain,
+    labels: Labels,
+    money: Gain | None = None,
+    before: Before | None = None,
+) -> State:
     """Give what a rollout's strategy knows beside the observations. Raises NotFound."""
     versions = [_version(rollout.model, number, store) for number in rollout.challengers]
     champion: Arm | None = None
@@ -114,9 +156,8 @@ def state_of(rollout: Rollout, *, store: Reader, gain: Gain, labels: Labels) -> 
     endpoint = store.get(Endpoint, rollout.endpoint)
     plan = latest_plan(rollout.endpoint, store=store)
     kind: type[Rules] = STRATEGIES.load(rollout.strategy).rules
-    delay = endpoint.label_delay if endpoint else 0
-    if labels.default is not None and labels.expires is not None:
-        delay = labels.expires
+    signature = versions[0].signature
+    known = rollout.memory.get("known")
     return State(
         champion=champion,
         challengers=tuple(
@@ -128,10 +169,15 @@ def state_of(rollout: Rollout, *, store: Reader, gain: Gain, labels: Labels) -> 
         plan=plan.revision if plan else 0,
         unit=endpoint.unit if endpoint else "",
         fields=tuple(name for _, name in _looked_at(rollout, versions[0])),
-        label_delay=delay,
+        numeric=tuple(name for _, name in _numeric(versions[0])),
+        task=signature.task if signature else "",
+        label_delay=label_delay_of(endpoint, labels),
         default=labels.default,
         gain=gain,
         plan_of=lambda revision: store.get(TrafficPlan, rollout.endpoint, revision),
+        money=money,
+        known=None if known is None else msgspec.convert(known, Known),
+        before=before,
     )
 
 
@@ -145,6 +191,29 @@ def gathering_of(rollout: Rollout, *, store: Reader) -> Gathering:
         fields=[place for place, _ in _looked_at(rollout, version)],
         group=_grouped_by(rollout, version),
     )
+
+
+def history_of(
+    rollout: Rollout, *, store: Reader, log: PredictionLog, gain: Gain, labels: Labels
+) -> Before | None:
+    """Read again what units were worth before a rollout, as it was read then; None where no rule asks."""
+    reach = reach_of(rollout.memory)
+    if reach is None:
+        return None
+    endpoint = store.get(Endpoint, rollout.endpoint)
+    return before_of(
+        read_again(log, rollout.endpoint, reach),
+        gain=gain,
+        label_delay=label_delay_of(endpoint, labels),
+        default=labels.default,
+    )
+
+
+def label_delay_of(endpoint: Endpoint | None, labels: Labels) -> Time:
+    """Tell how long after a decision its outcome has come, or stands as its default."""
+    if labels.default is not None and labels.expires is not None:
+        return labels.expires
+    return endpoint.label_delay if endpoint else 0
 
 
 def begin(rollout: Rollout, state: State, now: Time) -> Answer:
@@ -181,7 +250,13 @@ def _grouped_by(rollout: Rollout, version: ModelVersion) -> tuple[int, str] | No
 
 def _looked_at(rollout: Rollout, version: ModelVersion) -> list[tuple[int, str]]:
     """List places and names of the features that the rollout's strategy looks at."""
-    if not STRATEGIES.load(rollout.strategy).features:
-        return []
+    strategy = STRATEGIES.load(rollout.strategy)
+    if strategy.features:
+        return _numeric(version)
+    rules: Rules = msgspec.convert(carried_over(rollout).settings[rollout.strategy], strategy.rules)
+    return [each for each in _numeric(version) if each[1] in rules.looked_at()]
+
+
+def _numeric(version: ModelVersion) -> list[tuple[int, str]]:
     columns = version.signature.inputs if version.signature else ()
     return [(place, c.name) for place, c in enumerate(columns) if c.dtype in _NUMBERS]

@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from keepwell.core.champion import make_champion
-from keepwell.core.clock import Clock, Time
+from keepwell.core.clock import DAY, Clock, Time
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, near_miss
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.predictionlog import PredictionLog
@@ -18,19 +18,31 @@ from keepwell.core.ports.signing import Signer
 from keepwell.core.ports.store import Reader, Store, Transaction
 from keepwell.core.records.evidence import Verdict
 from keepwell.core.records.models import Alias, ModelVersion
-from keepwell.core.records.rollouts import Look, Rollout, RolloutState
+from keepwell.core.records.rollouts import Look, Preview, Rollout, RolloutState
 from keepwell.core.records.traffic import Arm, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Watermark
 from keepwell.core.statements import VERDICT, sign_evidence
 from keepwell.serving.rollouts.controllers import (
+    KEPT,
     Labels,
     answer_digest,
     ask,
     begin,
     carried_over,
     gathering_of,
+    history_of,
+    kept_of,
+    label_delay_of,
     rules_by_stage,
     state_of,
+)
+from keepwell.serving.rollouts.forecasts import Foreseeing, forecast
+from keepwell.serving.rollouts.history import (
+    LOOKED_BACK,
+    Before,
+    Reach,
+    known_of,
+    reach_back,
 )
 from keepwell.serving.rollouts.observations import Gathering, Observations
 from keepwell.serving.rollouts.plans import (
@@ -44,7 +56,7 @@ from keepwell.serving.rollouts.plans import (
 )
 from keepwell.serving.rollouts.replays import Replayed, replay
 from keepwell.serving.rollouts.strategies import STRATEGIES
-from keepwell.serving.rollouts.strategy import CHAMPION, Answer, Conclusion, alone
+from keepwell.serving.rollouts.strategy import CHAMPION, Answer, Conclusion, State, alone
 
 _STATES: dict[str, RolloutState] = {
     "promote": "promoted",
@@ -76,19 +88,25 @@ class RolloutDriver:
         settings: Mapping[str, Any],
         strategies: Mapping[str, Mapping[str, Any]] | None = None,
         labels_of: Callable[[str], Labels] | None = None,
+        money_of: Callable[[str], Gain | None] | None = None,
     ) -> None:
-        """``settings`` are the rules for every strategy, ``strategies`` those for one, by its name."""
+        """``settings`` are the rules for every strategy, ``strategies`` those for one, by its name.
+
+        ``money_of`` gives a model's KPI, where it has one; it is the metric ``value``.
+        """
         self._store = store
         self._blobs = blobs
         self._signer = signer
         self._log = log
         self._clock = clock
         self._gain_of = gain_of
+        self._money_of = money_of or (lambda _: None)
         self._labels_of = labels_of or (lambda _: Labels())
         self._settings = dict(settings)
         self._strategies = dict(strategies or {})
         self._gatherings: dict[tuple[str, int], Gathering] = {}
         self._resting: dict[str, float] = {}
+        self._earlier: dict[str, Before | None] = {}
 
     def start(
         self,
@@ -104,7 +122,8 @@ class RolloutDriver:
     ) -> Rollout:
         """Begin a rollout, or give the one of this id. ``strategy`` may name several, ``"shadow, canary"``.
 
-        Raises NotFound for a strategy, InvalidInput for its rules, Conflict if another one is running.
+        Raises NotFound for a strategy, InvalidInput for whatever else is wrong with its declaration, the traffic that
+        it would need among it, Conflict if another one is running. Nothing is changed then.
         """
         found = self._store.get(Rollout, id)
         if found is not None:
@@ -112,9 +131,18 @@ class RolloutDriver:
         if self._store.get(Endpoint, endpoint) is None:
             known = [row.name for row in self._store.find(Endpoint)]
             raise NotFound(f"There is no endpoint {endpoint!r}.", todo=near_miss(endpoint, known))
+        # The log is read before the transaction, which keeps other writers waiting.
+        seen = self._looked_back(endpoint, strategy)
         with self._store.transaction(actor=actor) as transaction:
             rollout, answer = self._first(
-                id, endpoint, version, strategy, others=others, rules=rules, store=transaction
+                id,
+                endpoint,
+                version,
+                strategy,
+                others=others,
+                rules=rules,
+                store=transaction,
+                seen=seen,
             )
             written = write_plan(
                 transaction,
@@ -157,19 +185,39 @@ class RolloutDriver:
         strategy: str,
         others: Sequence[ModelVersion] = (),
         rules: Mapping[str, Any] | None = None,
-    ) -> TrafficPlan:
-        """Give the plan that a rollout would begin with, without beginning it. Raises as ``start`` does."""
+    ) -> Preview:
+        """Give the plan that a rollout would begin with, and what it will need. Raises as ``start`` does."""
         rollout, answer = self._first(
-            "", endpoint, version, strategy, others=others, rules=rules, store=self._store
+            "",
+            endpoint,
+            version,
+            strategy,
+            others=others,
+            rules=rules,
+            store=self._store,
+            seen=self._looked_back(endpoint, strategy),
         )
-        return next_plan(
-            latest_plan(endpoint, store=self._store),
+        before = latest_plan(endpoint, store=self._store)
+        after = next_plan(
+            before,
             endpoint,
             reason=f"{rollout.strategy}: {_labels(version, others)}",
             actor="",
             now=rollout.started,
             **_content(answer),
         )
+        return Preview(before=before, after=after, forecast=rollout.forecast)
+
+    def _looked_back(self, endpoint: str, strategy: str) -> tuple[Reach, Observations] | None:
+        """Read the last days of the endpoint's log, where a stage can tell something from it."""
+        if not any(
+            name in STRATEGIES.names() and isinstance(STRATEGIES.load(name)(), Foreseeing)
+            for name in _stages(strategy)
+        ):
+            return None
+        watermark = self._store.get(Watermark, endpoint)
+        newest = watermark.event_time if watermark else 0
+        return reach_back(self._log, endpoint, newest=newest)
 
     def _first(
         self,
@@ -181,10 +229,13 @@ class RolloutDriver:
         others: Sequence[ModelVersion],
         rules: Mapping[str, Any] | None,
         store: Reader,
+        seen: tuple[Reach, Observations] | None,
     ) -> tuple[Rollout, Answer]:
         """Check a declaration whole, and say how it begins."""
         stages = _stages(strategy)
-        settings = rules_by_stage(stages, self._settings, self._strategies, rules)
+        settings, wrong = rules_by_stage(stages, self._settings, self._strategies, rules)
+        if len(wrong) == 1 and not settings:
+            raise wrong[0]
         self._refuse_a_second(endpoint, store=store)
         plan = latest_plan(endpoint, store=store)
         champion = plan.arms[0] if plan and plan.arms else None
@@ -194,7 +245,7 @@ class RolloutDriver:
             id=id,
             endpoint=endpoint,
             model=version.model,
-            strategy=stages[0],
+            strategy=next(iter(settings), stages[0]),
             champion=champion.version if champion else None,
             challenger=version.version,
             others=tuple(other.version for other in others),
@@ -208,28 +259,77 @@ class RolloutDriver:
             since=watermark.event_time if watermark else 0,
             started=now,
         )
-        problems = []
+        if seen is not None:
+            rollout.memory.update(self._remembered(rollout, *seen, store=store))
+        problems = [str(error) for error in wrong]
+        numbers = rollout.challengers
+        problems += [
+            f"Version {number} is named twice."
+            for k, number in enumerate(numbers)
+            if number in numbers[:k]
+        ]
+        forecasts = []
         for place, name in enumerate(stages):
+            if name not in settings:
+                continue
             staged = msgspec.structs.replace(rollout, stage=place, strategy=name)
             state = self._state(staged, store=store)
-            problems += [
-                f"{name}: {problem}" for problem in STRATEGIES.load(name)().problems(state)
-            ]
+            controller = STRATEGIES.load(name)()
+            found = controller.problems(state)
+            problems += [f"{name}: {problem}" for problem in found]
+            if not found:
+                forecasts.append(forecast(controller, name, state))
         if problems:
             raise InvalidInput(
                 " ".join(problems),
                 where=f"rollout at endpoint {endpoint!r}",
                 todo="Nothing was changed. The rules of each strategy are in the reference, under 'serving'.",
             )
+        rollout.memory["forecast"] = msgspec.to_builtins(forecasts)
         return rollout, begin(rollout, self._state(rollout, store=store), now)
 
-    def _state(self, rollout: Rollout, *, store: Reader) -> Any:
+    def _remembered(
+        self, rollout: Rollout, reach: Reach, seen: Observations, *, store: Reader
+    ) -> dict[str, Any]:
+        """Give what a rollout keeps of the days before it."""
+        labels = self._labels_of(rollout.endpoint)
+        days = [each.get("attribution_days", 0.0) for each in rollout.settings.values()]
+        known = known_of(
+            seen,
+            gain=self._gain_of(rollout.model),
+            label_delay=label_delay_of(store.get(Endpoint, rollout.endpoint), labels),
+            default=labels.default,
+            attribution=round(max(days, default=0.0) * DAY),
+        )
+        kept: dict[str, Any] = {} if known is None else {"known": msgspec.to_builtins(known)}
+        if any(each.get("cuped") is True for each in rollout.settings.values()):
+            kept[LOOKED_BACK] = msgspec.to_builtins(reach)
+        return kept
+
+    def _state(self, rollout: Rollout, *, store: Reader) -> State:
         return state_of(
             rollout,
             store=store,
             gain=self._gain_of(rollout.model),
             labels=self._labels_of(rollout.endpoint),
+            money=self._money_of(rollout.model),
+            before=self._before_of(rollout, store=store),
         )
+
+    def _before_of(self, rollout: Rollout, *, store: Reader) -> Before | None:
+        """Give what units were worth before the rollout; it is read once a process."""
+        if LOOKED_BACK not in rollout.memory:
+            return None
+        # Before it begins it has no name yet, and is not looked at.
+        if rollout.looks and rollout.id not in self._earlier:
+            self._earlier[rollout.id] = history_of(
+                rollout,
+                store=store,
+                log=self._log,
+                gain=self._gain_of(rollout.model),
+                labels=self._labels_of(rollout.endpoint),
+            )
+        return self._earlier.get(rollout.id)
 
     def _refuse_a_second(self, endpoint: str, *, store: Reader) -> None:
         running = store.find(Rollout, {"endpoint": endpoint, "state": _OPEN})
@@ -308,6 +408,7 @@ class RolloutDriver:
             return False
         self._end(rollout, answer, plan=written, actor="worker")
         self._gatherings.pop(key, None)
+        self._earlier.pop(rollout.id, None)
         return True
 
     def _sign_what_stands(self, rollout: Rollout) -> bool:
@@ -344,7 +445,8 @@ class RolloutDriver:
             stage=place,
             strategy=rollout.stages[place],
             looks=rollout.looks + 1,
-            memory={"cursor": gathering.cursor, BEFORE: rollout.memory.get(BEFORE, 0)},
+            memory={"cursor": gathering.cursor, BEFORE: rollout.memory.get(BEFORE, 0)}
+            | kept_of(rollout.memory),
         )
         answer = begin(following, self._state(following, store=self._store), now)
         with self._store.transaction(actor="worker") as transaction:
@@ -411,7 +513,7 @@ class RolloutDriver:
                 event_time=seen.watermark if seen else rollout.since,
                 rows=len(seen) if seen else 0,
                 cursor=dict(gathering.cursor) if gathering else dict(rollout.memory["cursor"]),
-                memory=dict(carried) if carried is not None else {},
+                memory={name: value for name, value in (carried or {}).items() if name not in KEPT},
                 plan=before,
                 written=written.revision,
                 arms=answer.arms,
@@ -536,6 +638,7 @@ class RolloutDriver:
             log=self._log,
             gain=self._gain_of(found.model),
             labels=self._labels_of(found.endpoint),
+            money=self._money_of(found.model),
         )
 
     def named(self, id: str, *, store: Reader | None = None) -> Rollout:

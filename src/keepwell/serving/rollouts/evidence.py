@@ -122,32 +122,80 @@ def paired_days(
     )
 
 
-class UnitValues(msgspec.Struct, frozen=True):
-    """What the units of each arm were worth, in the order in which their time was over."""
+class Units(msgspec.Struct, frozen=True, kw_only=True):
+    """The units that chance gave to arms, each with its decisions: what a test by unit is made from.
 
-    values: dict[str, Floats]
-    assigned: dict[str, int]
-    """Units that each arm was given, whether or not their outcomes are known."""
-    contaminated: int
-    """Units that more than one arm has answered; they count nowhere."""
+    A unit enters once, when its time and a label's delay are over: so units are independent of one another, which is
+    what the tests ask for. Arrays by row have shape (n,), those by unit (k,).
+    """
+
+    drawn: Observations
+    """The rows that chance assigned."""
+    outcome: Floats
+    """By row, with the default where none came."""
+    place: Ints
+    """By row: its unit."""
+    inside: Bools
+    """By row: within its unit's time, which is over, the unit having stayed with one arm."""
+    keys: Keys
+    """By unit, growing."""
+    first: Ints
+    """By unit: its first row."""
+    arm: Ints
+    """By unit: place among ``drawn.names``."""
+    strayed: Bools
+    """By unit: more than one arm has answered it; it counts nowhere."""
+    order: Ints
+    """Units in the order in which they began."""
+
+    def assigned(self, name: str) -> int:
+        """Count the units that an arm was given, whether or not their outcomes are known."""
+        return int((self._of(name) & ~self.strayed).sum())
+
+    def values(
+        self, rows: Floats, names: tuple[str, ...], *, mean: bool = False
+    ) -> dict[str, Worths]:
+        """Sum (or average) a number of the rows, NaN where it is not known, over each unit, by arm."""
+        inside = self.inside & ~np.isnan(rows)
+        place = self.place[inside]
+        decisions = np.bincount(place, minlength=len(self.keys))
+        summed = np.bincount(place, weights=rows[inside], minlength=len(self.keys))
+        total: Floats = summed.astype(np.float64)
+        if mean:
+            total = total / np.maximum(decisions, 1)
+        found = {}
+        for name in names:
+            whole = self.order[(self._of(name) & (decisions > 0))[self.order]]
+            found[name] = Worths(total[whole], self.keys[whole])
+        return found
+
+    def _of(self, name: str) -> Bools:
+        mine: Bools = self.arm == self.drawn.place(name)
+        return mine
 
 
-def values_by_unit(
+class Worths(msgspec.Struct, frozen=True):
+    """Numbers of an arm's units, in the order in which they began; shapes (n,)."""
+
+    values: Floats
+    keys: Keys
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def by_unit(
     seen: Observations,
-    names: tuple[str, ...],
     *,
-    gain: Gain,
     label_delay: Time,
     attribution: Time,
     default: float | None = None,
-) -> UnitValues:
-    """Sum the gain of each unit over ``attribution`` (microseconds) from its first decision.
+) -> Units:
+    """Put rows to their units; each is judged by ``attribution`` (microseconds) from its first decision.
 
-    A unit enters once, when that time and a label's delay are over: so units are independent of one another, which
-    is what the tests ask for. A decision without an outcome counts as ``default``, or, if there is none, not at all.
+    A decision without an outcome counts as ``default``, or, if there is none, not at all.
     """
-    rows = ~seen.mirror & ~seen.placed & (seen.status <= ERROR)
-    drawn = seen.pick(rows)
+    drawn = seen.pick(~seen.mirror & ~seen.placed & (seen.status <= ERROR))
     keys, first, place = np.unique(drawn.unit, return_index=True, return_inverse=True)
     start = drawn.time[first]  # rows are in the order of time
     arm = drawn.arm[first]
@@ -157,21 +205,18 @@ def values_by_unit(
     outcome = drawn.outcome
     if default is not None:
         outcome = np.where(np.isnan(outcome), default, outcome)
-    inside = drawn.counts & (drawn.time < start[place] + max(attribution, 1))
-    inside &= ~np.isnan(outcome) & ~np.isnan(drawn.output) & over[place] & ~strayed[place]
-    worth = np.zeros(len(drawn))
-    if inside.any():
-        worth[inside] = gain(drawn.output[inside], outcome[inside])
-    total = np.bincount(place[inside], weights=worth[inside], minlength=len(keys))
-    decisions = np.bincount(place[inside], minlength=len(keys))
-    order = np.lexsort((keys, start))
-    values, assigned = {}, {}
-    for name in names:
-        own = arm == seen.place(name)
-        assigned[name] = int((own & ~strayed).sum())
-        whole = order[(own & (decisions > 0))[order]]
-        values[name] = total[whole]
-    return UnitValues(values, assigned, int(strayed.sum()))
+    inside = drawn.time < start[place] + max(attribution, 1)
+    return Units(
+        drawn=drawn,
+        outcome=outcome,
+        place=place,
+        inside=inside & over[place] & ~strayed[place],
+        keys=keys,
+        first=first,
+        arm=arm,
+        strayed=strayed,
+        order=np.lexsort((keys, start)),
+    )
 
 
 class Rewards(msgspec.Struct, frozen=True):

@@ -20,6 +20,8 @@ from keepwell.serving.rollouts.controllers import (
     ask,
     begin,
     gathering_of,
+    history_of,
+    kept_of,
     state_of,
 )
 from keepwell.serving.rollouts.observations import Gathering
@@ -46,7 +48,13 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def replay(
-    rollout: Rollout, *, store: Reader, log: PredictionLog, gain: Gain, labels: Labels
+    rollout: Rollout,
+    *,
+    store: Reader,
+    log: PredictionLog,
+    gain: Gain,
+    labels: Labels,
+    money: Gain | None = None,
 ) -> Replayed:
     """Compute every kept look of a rollout again, and the arm of every answer that chance assigned."""
     looks = store.find(Look, {"rollout": rollout.id}, order=["number"])
@@ -54,17 +62,18 @@ def replay(
     gathering: Gathering | None = None
     stage = -1
     verdict = ""
+    begun_with = kept_of(rollout.memory)
+    earlier = history_of(rollout, store=store, log=log, gain=gain, labels=labels)
     for look in looks:
         before = msgspec.structs.replace(
             rollout,
             stage=look.stage,
             strategy=rollout.stages[look.stage],
             looks=look.number - 1,
-            memory=look.memory,
+            memory={**look.memory, **begun_with},
         )
-        state = msgspec.structs.replace(
-            state_of(before, store=store, gain=gain, labels=labels), plan=look.plan
-        )
+        state = state_of(before, store=store, gain=gain, labels=labels, money=money, before=earlier)
+        state = msgspec.structs.replace(state, plan=look.plan)
         if look.stage != stage:
             stage = look.stage
             begun = msgspec.structs.replace(

@@ -20,6 +20,7 @@ from keepwell.core.records.traffic import (
     TrafficPlan,
 )
 from keepwell.core.settings import Count, Limit, Share, Values
+from keepwell.serving.rollouts.history import Before, Known
 from keepwell.serving.rollouts.observations import Observations
 
 CHAMPION = "champion"
@@ -35,6 +36,10 @@ class Rules(Values, frozen=True, kw_only=True):
     """Decisions of the challenger (with their labels, where it is compared by them) before any promotion."""
     max_days: Limit = 28.0
     """A challenger that has not won by then is refused; days of event time."""
+
+    def looked_at(self) -> tuple[str, ...]:
+        """Name the numeric features that these rules ask for, where the strategy does not look at all."""
+        return ()
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +64,16 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     gain: Gain
     plan_of: Callable[[int], TrafficPlan | None] = lambda _: None
     """Gives a plan of the endpoint by its revision: what chance gave each arm under it."""
+    money: Gain | None = None
+    """The project's KPI; none where the model has none."""
+    task: str = ""
+    """Of the challenger's model: binary, multiclass, regression; empty: not known."""
+    numeric: tuple[str, ...] = ()
+    """All its numeric features."""
+    known: Known | None = None
+    """What the log showed of the days before the rollout; none: nothing."""
+    before: Before | None = None
+    """What units were worth before, where the rules ask for it."""
 
     @property
     def challenger(self) -> Arm:

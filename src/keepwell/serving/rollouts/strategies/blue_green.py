@@ -8,9 +8,16 @@ import msgspec
 import numpy as np
 
 from keepwell.core.clock import Time, iso
+from keepwell.core.records.rollouts import Expected
 from keepwell.core.records.traffic import BUCKETS, Cohort
 from keepwell.core.settings import Limit, Share
 from keepwell.serving.rollouts.evidence import Health, health
+from keepwell.serving.rollouts.forecasts import (
+    delays_alone,
+    expect_decisions,
+    slow_decisions,
+)
+from keepwell.serving.rollouts.history import Known
 from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.strategy import CHAMPION, Answer, Rules, State, promoted, returned
 from keepwell.stats.rate_limit import RateLimitTest
@@ -49,7 +56,40 @@ class BlueGreen:
             found.append(f"max_errors is {rules.max_errors:g}: give it a share between 0 and 1.")
         if rules.header != rules.header.lower():
             found.append(f"The header {rules.header!r} is not in lower case.")
+        if not found:
+            found += slow_decisions(
+                state,
+                rules.min_rows,
+                share=1.0,
+                rule="min_rows",
+                what="mirrored decisions",
+                way_out="Give a lower min_rows or more days.",
+            )
         return found
+
+    def foresee(self, state: State, known: Known) -> list[Expected]:
+        """See ``keepwell.serving.rollouts.forecasts.Foreseeing``."""
+        rules: BlueGreenRules = state.rules
+        delays = delays_alone(known, limit=rules.max_errors, alpha=rules.error_alpha)
+        return [
+            expect_decisions(
+                known,
+                rules.min_rows,
+                of="green on trial",
+                what="mirrored decisions",
+                share=1.0,
+                delays=delays,
+            ),
+            expect_decisions(
+                known,
+                0,
+                of="all traffic on green",
+                what="decisions",
+                share=1.0,
+                least_days=rules.keep_seconds / 86_400,
+                delays=delays,
+            ),
+        ]
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
         """See ``keepwell.serving.rollouts.strategy.Strategy``."""

@@ -7,9 +7,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from keepwell.core.clock import Time
+from keepwell.core.clock import DAY, Time
+from keepwell.core.records.rollouts import Expected
 from keepwell.core.records.traffic import Arm
 from keepwell.serving.rollouts.evidence import health, paired_days
+from keepwell.serving.rollouts.forecasts import expect_decisions, slow_decisions
+from keepwell.serving.rollouts.history import Known
 from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.strategy import (
     CHAMPION,
@@ -44,8 +47,27 @@ class ChampionChallenger:
 
     def problems(self, state: State) -> list[str]:
         """See ``keepwell.serving.rollouts.strategy.Strategy``."""
-        del state
-        return []
+        return slow_decisions(
+            state,
+            state.rules.min_rows,
+            share=1.0,
+            rule="min_rows",
+            what="labelled decisions",
+            way_out="Give a lower min_rows or more days.",
+        )
+
+    def foresee(self, state: State, known: Known) -> list[Expected]:
+        """See ``keepwell.serving.rollouts.forecasts.Foreseeing``."""
+        rules: Rules = state.rules
+        found = expect_decisions(
+            known,
+            rules.min_rows,
+            of="least decisions",
+            what="labelled decisions",
+            share=1.0,
+            least_days=1 + state.label_delay / DAY,
+        )
+        return [found]
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
         """See ``keepwell.serving.rollouts.strategy.Strategy``."""

@@ -9,9 +9,12 @@ import msgspec
 import numpy as np
 
 from keepwell.core.clock import Time
-from keepwell.serving.rollouts.evidence import UnitValues
+from keepwell.core.errors import near_miss
+from keepwell.core.records.rollouts import Expected
+from keepwell.serving.rollouts.evidence import Worths
+from keepwell.serving.rollouts.history import Known
 from keepwell.serving.rollouts.observations import Observations
-from keepwell.serving.rollouts.strategies.ab import AB, ABRules, units_of
+from keepwell.serving.rollouts.strategies.ab import AB, ABRules, units_of, worths_of
 from keepwell.serving.rollouts.strategy import CHAMPION, Answer, State
 from keepwell.stats.factorial import factorial_effects
 
@@ -41,6 +44,12 @@ class Multivariate:
         rules: MultivariateRules = state.rules
         found = AB().problems(_even(state))
         arms = [*([state.champion] if state.champion else []), *state.challengers]
+        playing = {str(arm.version) for arm in arms}
+        found += [
+            f"factors: version {number} takes no part. {near_miss(number, playing)}".strip()
+            for number in rules.factors
+            if number not in playing
+        ]
         missing = [str(arm.version) for arm in arms if str(arm.version) not in rules.factors]
         if missing:
             return [*found, f"The rule 'factors' says nothing of version {', '.join(missing)}."]
@@ -59,26 +68,30 @@ class Multivariate:
             found.append("Two versions stand for one combination.")
         return found
 
+    def foresee(self, state: State, known: Known) -> list[Expected]:
+        """See ``keepwell.serving.rollouts.forecasts.Foreseeing``."""
+        return AB().foresee(_even(state), known)
+
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
         """See ``keepwell.serving.rollouts.strategy.Strategy``."""
         even = _even(state)
         answer = AB().plan(even, seen, now, rng)
         if state.champion is None:
             return answer
-        effects = self._effects(state, units_of(even, seen))
+        effects = self._effects(state, worths_of(even, units_of(even, seen)))
         return msgspec.structs.replace(answer, measured=answer.measured | {"effects": effects})
 
     @staticmethod
-    def _effects(state: State, units: UnitValues) -> list[dict[str, Any]]:
-        if min((len(values) for values in units.values.values()), default=0) < 2:
+    def _effects(state: State, worth: dict[str, Worths]) -> list[dict[str, Any]]:
+        if min((len(each) for each in worth.values()), default=0) < 2:
             return []
         factors: dict[str, dict[str, str]] = state.rules.factors
         assert state.champion is not None
         levels = {CHAMPION: factors[str(state.champion.version)]}
         levels |= {arm.name: factors[str(arm.version)] for arm in state.challengers}
-        names = [name for name, values in units.values.items() for _ in values]
+        names = [name for name, each in worth.items() for _ in each.values]
         report = factorial_effects(
-            np.concatenate(list(units.values.values())),
+            np.concatenate([each.values for each in worth.values()]),
             {name: np.array([levels[arm][name] for arm in names]) for name in levels[CHAMPION]},
             base=levels[CHAMPION],
             order=min(2, len(levels[CHAMPION])),

@@ -9,9 +9,12 @@ import msgspec
 import numpy as np
 
 from keepwell.core.clock import Time
+from keepwell.core.records.rollouts import Expected
 from keepwell.core.records.traffic import BUCKETS
 from keepwell.core.settings import Limit, Share
 from keepwell.serving.rollouts.evidence import differences, health
+from keepwell.serving.rollouts.forecasts import expect_decisions, slow_decisions
+from keepwell.serving.rollouts.history import Known
 from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.strategy import (
     CHAMPION,
@@ -62,7 +65,23 @@ class Shadow:
             found.append(
                 "A shadow has one challenger; several are compared by 'champion-challenger'."
             )
+        if not found:
+            found += slow_decisions(
+                state,
+                rules.min_rows,
+                share=rules.share,
+                rule="share" if rules.share < 1 else "min_rows",
+                what="pairs",
+                way_out="Give a greater share, a lower min_rows or more days.",
+            )
         return found
+
+    def foresee(self, state: State, known: Known) -> list[Expected]:
+        """See ``keepwell.serving.rollouts.forecasts.Foreseeing``."""
+        rules: ShadowRules = state.rules
+        return [
+            expect_decisions(known, rules.min_rows, of="verdict", what="pairs", share=rules.share)
+        ]
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
         """See ``keepwell.serving.rollouts.strategy.Strategy``."""
