@@ -73,7 +73,10 @@ def test_the_status_tells_where_it_stands_and_what_comes_next(serving):
     begin(serving, steps=[0.1, 0.5])
     said = serving("rollout", "status", "r").out
     assert "r: v1 -> v2 at tumour by [canary]: running" in said
-    assert "next        after 500 more clean requests it gets 0.5 of the traffic" in said
+    assert (
+        "next        after 500 more clean requests it gets 0.5 of the traffic (no answer of this stage"
+        in said
+    )
     assert "v2 10%" in said
     assert "foretold    No traffic is known there yet" in said
 
@@ -83,6 +86,9 @@ def test_a_rollout_is_steered_by_those_who_may(serving):
     serving.fails("rollout", "pause", "r", "--as", "me", status=2, says="Why")
     paused = serving("rollout", "pause", "r", "--as", "me", "--reason", "a release", "--json").json
     assert paused["rollout"]["state"] == "paused"
+    assert (
+        "it waits for a person: keepwell rollout resume r" in serving("rollout", "status", "r").out
+    )
     serving("rollout", "resume", "r", "--as", "me", "--reason", "done")
     ended = serving("rollout", "promote", "r", "--as", "me", "--reason", "enough", "--json").json
     assert (ended["rollout"]["state"], ended["rollout"]["winner"]) == ("promoted", 2)
@@ -240,6 +246,9 @@ def test_a_version_that_chance_gave_a_part_is_valued_by_its_propensities(serving
     assert (told["way"], told["decisions"], told["unknown"]) == ("propensity", 2000, 0)
     assert told["value"]["low"] < 0.6 * taken + 0.4 * not_taken < told["value"]["high"]
     assert told["effective"] == pytest.approx(500, rel=0.1)
+    asked = {"model": "tumour", "version": 1, "since": "15d"}
+    answer = Client(state).post("/api/v1/appraisals", json=asked, headers={"x-keepwell-user": "me"})
+    assert (answer.status_code, answer.json()) == (201, told)
     said = serving("rollout", "value", LABEL, "--since", "15d").out
     assert "effective sample" in said
     assert "The outcome may depend on the answer" in said

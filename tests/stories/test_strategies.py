@@ -284,6 +284,19 @@ def test_ab_comes_to_its_verdict_though_the_worker_is_killed_in_the_middle(story
     assert foretold.expected[1].power > 0.5
 
 
+def test_switchback_lets_all_traffic_take_turns_and_promotes_whose_turns_are_worth_more(story):
+    story.serve(4)
+    id = story.start(
+        "switchback", 2, period_minutes=30, washout_minutes=5, min_rows=100, tuned_for=60
+    )
+    story.drive(id)
+    said = story.tells(id, state="promoted", serves=2, why="gain per decision")
+    measured = said["measured"]
+    assert measured["gain"]["challenger"]["low"] > 0
+    assert measured["mixed"] == 0
+    assert min(measured["turns"].values()) >= 20
+
+
 def test_multivariate_promotes_the_best_combination_and_tells_each_effect(story):
     story.serve(7)
     levels = {2: ("0", "1"), 4: ("2.5", "1"), 6: ("0", "0.2"), 7: ("2.5", "0.2")}
@@ -327,6 +340,7 @@ def test_a_bandit_moves_traffic_and_ends_with_the_one_that_earns_more(story):
         ("champion-challenger", [2], {}, 30),
         ("ab", [2], {"min_rows": 400}, 30),
         ("ab", [2, 8], {"min_rows": 400}, 30),
+        ("switchback", [2], {}, 30),
         ("bandit", [2], {}, 30),
         ("bandit", [2], {"algorithm": "linucb", "warm_up": 0}, 30),
         ("shadow, canary, ab", [2], {"min_rows": 400}, 30),

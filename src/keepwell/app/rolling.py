@@ -13,14 +13,14 @@ from keepwell.core.clock import Time
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused, near_miss
 from keepwell.core.records.data import TrainingSet
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.rollouts import Preview, Rollout
+from keepwell.core.records.rollouts import Look, Preview, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Watermark
 from keepwell.lifecycle.roles import require
 
 if TYPE_CHECKING:
     from keepwell.app.wiring import State
-    from keepwell.serving.rollouts.appraisal import Appraisal, Way
+    from keepwell.core.records.appraisals import Appraisal, Way
     from keepwell.training.predictors import Predictor
 
 
@@ -130,6 +130,18 @@ def steer_rollout(
         )
     rollouts.roll_back(found.endpoint, actor=actor, reason=reason)
     return rollouts.named(id)
+
+
+def waits_for(found: Rollout, last: Look) -> str:
+    """Say what a rollout under way waits for; nothing of one that has ended."""
+    if found.state == "paused":
+        return f"it waits for a person: keepwell rollout resume {found.id} --reason ..."
+    if found.state != "running":
+        return ""
+    if found.reason:
+        return "it tries again every few seconds; the worker's log says more"
+    seen = f"as of {last.rows:,} answers" if last.rows else "no answer of this stage is logged yet"
+    return f"{last.next} ({seen})" if last.next else seen
 
 
 def appraise_version(

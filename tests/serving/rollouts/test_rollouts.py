@@ -1,6 +1,7 @@
 """Strategies driven from their start to their verdict: the better version ends up serving, and the log tells why."""
 
 import sqlite3
+import time
 
 import msgspec
 import pytest
@@ -333,6 +334,7 @@ def test_traffic_returns_to_the_champion_from_any_state(live, strategy, send):
         ("shadow, canary", {"tolerance": "far"}, "tolerance|no rule"),
         ("shadow", {"share": 0}, "share"),
         ("shadow, canary", {"stepz": [0.1]}, "'shadow' and 'canary' have no rule 'stepz'.*steps"),
+        ("basic, canary", {}, "'canary' would never begin: put it last"),
         ("switchback", {"period_minutes": 0.5}, "give it 1 or more"),
         ("switchback", {"period_minutes": 5}, "washout of 10 minutes leaves nothing of a turn of 5"),
         ("switchback", {"max_days": 1}, "1 days have 24 turns, 12 of them of some arm"),
@@ -478,3 +480,36 @@ def test_switchback_does_not_take_the_luck_of_an_hour_for_an_effect_but_rolls_ba
     assert ended(live) == ("rolled back", {1: 10_000})
     assert "failed in" in live.rollout.reason
     assert sent <= 600  # ten hours, those of the champion among them
+
+
+def test_a_look_that_fails_is_said_in_the_rollout_holds_up_no_other_and_is_tried_again(
+    live, monkeypatch
+):
+    live.start("canary", rules={"min_rows": 30, "steps": [0.5]})
+
+    def broken(*_):
+        raise ZeroDivisionError("no rows")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("keepwell.serving.rollouts.driver.ask", broken)
+        live.run(rounds=3, requests=5)
+    assert (live.rollout.state, live.rollout.looks) == ("running", 1)
+    assert live.rollout.reason.startswith("it cannot look: ")
+    assert "no rows" in live.rollout.reason
+    live.run(rounds=1, requests=5)
+    assert (live.rollout.state, live.rollout.reason) == ("running", "")
+    live.run(requests=50)
+    assert ended(live) == ("promoted", {2: 10_000})
+
+
+def test_a_look_that_waited_for_others_is_not_rested_off(live, monkeypatch):
+    live.start("canary", rules={"min_rows": 5_000})
+    real = live.driver._look
+
+    def slow(rollout):
+        time.sleep(0.3)  # somebody else has the processor
+        return real(rollout)
+
+    monkeypatch.setattr(live.driver, "_look", slow)
+    live.run(rounds=1, requests=5)
+    assert live.driver._resting["r"] - time.monotonic() < 0.5

@@ -13,10 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keepwell import __version__
-from keepwell.app.rolling import preview_rollout, start_rollout, steer_rollout
+from keepwell.app.rolling import (
+    appraise_version,
+    preview_rollout,
+    start_rollout,
+    steer_rollout,
+)
 from keepwell.app.wiring import State
 from keepwell.core.auditing import audit_problems
+from keepwell.core.clock import duration
 from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, Refused, near_miss
+from keepwell.core.records.appraisals import Appraisal
 from keepwell.core.records.base import Record
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult
@@ -98,6 +105,17 @@ class RolloutRequest(msgspec.Struct, forbid_unknown_fields=True):
     versions: list[int]
     strategy: str = ""
     rules: dict[str, Any] = {}
+
+
+class AppraisalRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Ask what a version would have earned on the decisions of the log."""
+
+    model: str
+    version: Number
+    since: str = "28d"
+    """How far back, as in 28d or 12h."""
+    endpoint: str = ""
+    by: Literal["auto", "propensity", "replay"] = "auto"
 
 
 class SteeringRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -237,6 +255,17 @@ class Control:
             version=body.version,
         )
 
+    def appraisal(self, request: Request, body: AppraisalRequest) -> Any:
+        """Tell what a version would have earned. Nothing changes, but a model is run: who asks must be known."""
+        require(self.actor(request), "rollout", store=self._state.store)
+        return appraise_version(
+            self._state,
+            self.version(body.model, body.version),
+            length=duration(body.since),
+            endpoint=body.endpoint,
+            way=None if body.by == "auto" else body.by,
+        )
+
     def rollback(self, request: Request, body: RollbackRequest) -> Any:
         """Roll back."""
         who = self.actor(request)
@@ -321,6 +350,7 @@ VERBS: Mapping[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]] = {
     "rollouts": (RolloutRequest, Rollout),
     "previews": (RolloutRequest, Preview),
     "steerings": (SteeringRequest, Rollout),
+    "appraisals": (AppraisalRequest, Appraisal),
     "rollbacks": (RollbackRequest, TrafficPlan),
 }
 
@@ -358,7 +388,13 @@ def _writing(
 
 def openapi() -> dict[str, Any]:
     """Give the OpenAPI 3.1 document, made from the same tables as the routes."""
-    kinds = [*COLLECTIONS.values(), Return, Preview, *(body for body, _ in VERBS.values())]
+    kinds = [
+        *COLLECTIONS.values(),
+        Return,
+        Preview,
+        *(body for body, _ in VERBS.values()),
+        Appraisal,
+    ]
     _, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
     )

@@ -10,7 +10,13 @@ import msgspec
 
 from keepwell.app.cli.common import actor, print_json, project_state, table, version_named
 from keepwell.app.cli.plans import forecast_lines, show_change
-from keepwell.app.rolling import appraise_version, preview_rollout, start_rollout, steer_rollout
+from keepwell.app.rolling import (
+    appraise_version,
+    preview_rollout,
+    start_rollout,
+    steer_rollout,
+    waits_for,
+)
 from keepwell.app.wiring import State
 from keepwell.core.clock import duration, iso
 from keepwell.core.errors import InvalidInput, NotFound
@@ -138,8 +144,8 @@ def _status(given: argparse.Namespace, state: State, found: Rollout) -> int:
     if looks:
         last = looks[-1]
         lines.append(f"  last look   {iso(last.at)}: {last.reason}")
-        if found.state in {"running", "paused"} and last.next:
-            lines.append(f"  next        {last.next}")
+        lines += [f"  next        {each}" for each in [waits_for(found, last)] if each]
+        if found.state in {"running", "paused"}:
             lines += forecast_lines(found.forecast[found.stage :])
     if found.evidence:
         lines.append(f"  evidence    {found.evidence}")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from markupsafe import Markup, escape
 
-from keepwell.core.clock import Time, iso
+from keepwell.core.clock import DAY, Time, iso
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 180, 56, 22, 10
 
@@ -55,6 +55,7 @@ def line_chart(
     values += [reference] if reference is not None else []
     first, last = min(times), max(*times, min(times) + 1)
     bottom, top = min(values), max(values)
+    shown = 10 if last - first > 7 * DAY else 16  # days, or minutes
     pad = (top - bottom) * 0.08 or abs(top) * 0.1 or 1.0
     bottom, top = bottom - pad, top + pad
 
@@ -95,7 +96,7 @@ def line_chart(
                 x(p.at),
                 y(p.value),
                 4.5 if p.alarm else 2.5,
-                iso(p.at)[:10],
+                iso(p.at)[:shown],
                 f"{p.value:.4g}",
             )
         )
@@ -115,12 +116,12 @@ def line_chart(
         )
     out.append(
         Markup('<text class="when" x="{}" y="{}">{}</text>').format(
-            LEFT, HEIGHT - 6, iso(first)[:10]
+            LEFT, HEIGHT - 6, iso(first)[:shown]
         )
     )
     out.append(
         Markup('<text class="when end" x="{}" y="{}">{}</text>').format(
-            WIDTH - 8, HEIGHT - 6, iso(last)[:10]
+            WIDTH - 8, HEIGHT - 6, iso(last)[:shown]
         )
     )
     out.append(Markup("</svg>"))

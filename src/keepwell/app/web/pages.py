@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,17 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from keepwell.app.web.charts import Mark, Point, line_chart, share_chart
+from keepwell.app.rolling import waits_for
+from keepwell.app.web.charts import Mark, Point, line_chart
+from keepwell.app.web.rollout import (
+    LOOKS,
+    POLICIES,
+    drawn_otherwise,
+    evidence_of,
+    facts_of,
+    shares_of,
+    turns_of,
+)
 from keepwell.app.wiring import State
 from keepwell.core.auditing import audit_problems
 from keepwell.core.clock import iso
@@ -36,7 +45,7 @@ from keepwell.core.records.lifecycle import (
 )
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Look, Rollout
-from keepwell.core.records.traffic import BUCKETS, Endpoint, TrafficPlan
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.statements import read_evidence
@@ -206,16 +215,7 @@ class Pages:
         store = self._state.store
         found = self._state.rollouts.named(request.path_params["id"])
         looks = store.find(Look, {"rollout": found.id}, order=["number"])
-        moments = [
-            (look.at, {arm.name: arm.weight / BUCKETS for arm in look.arms if arm.weight})
-            for look in looks
-        ]
-        until = found.ended or self._state.clock.now()
-        charts = [
-            (title, line_chart(points, label=title, reference=0.0))
-            for title, points in _intervals(looks).items()
-            if len(points) > 1
-        ]
+        plan = latest_plan(found.endpoint, store=store)
         under_way = found.state in {"running", "paused"}
         return self.render(
             "rollout.html",
@@ -225,8 +225,17 @@ class Pages:
             looks=looks,
             foretold=found.forecast,
             under_way=under_way,
-            shares=share_chart(moments, label="share of the traffic by arm", until=until),
-            evidence=charts,
+            waits=waits_for(found, looks[-1]) if looks else "",
+            shares=shares_of(
+                looks,
+                found.ended or self._state.clock.now(),
+                by_policy=found.settings.get(found.strategy, {}).get("algorithm") in POLICIES,
+            ),
+            otherwise=drawn_otherwise(found, plan),
+            turns=turns_of(plan, looks) if under_way else "",
+            evidence=evidence_of(looks),
+            shown=LOOKS,
+            facts=facts_of(looks[-1]) if looks else [],
         )
 
     def _traffic(self, endpoint: str) -> tuple[list[dict[str, Any]], str]:
@@ -378,25 +387,6 @@ class Pages:
         assert isinstance(error, KeepwellError)
         status = 404 if isinstance(error, NotFound) else 500
         return self.render("text.html", request, status=status, title=str(error), lead="", text="")
-
-
-def _intervals(looks: Sequence[Look]) -> dict[str, list[Point]]:
-    """Find the intervals that looks have measured: an estimate with its bounds, of the challenger or of each arm."""
-    found: dict[str, list[Point]] = {}
-    for look in looks:
-        of_one = {"gain": look.measured} if "low" in look.measured else {}
-        for what in ("gain", "effects"):
-            given = look.measured.get(what)
-            if isinstance(given, dict):
-                of_one |= {f"{what} of {name}": value for name, value in given.items()}
-        for title, value in of_one.items():
-            middle = value.get("gain", value.get("mean"))
-            low, high = value.get("low"), value.get("high")
-            if middle is not None and low is not None and high is not None:
-                found.setdefault(f"{title} against the champion", []).append(
-                    Point(look.event_time, middle, low, high)
-                )
-    return found
 
 
 def routes(state: State) -> list[Route | Mount]:

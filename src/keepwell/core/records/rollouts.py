@@ -60,6 +60,7 @@ class Rollout(Record, frozen=True, kw_only=True):
     winner: int | None = None
     """Version that was promoted."""
     reason: str = ""
+    """Why it ended; while it is under way, why it cannot go on, if it cannot."""
     evidence: Digest = ""
     """Envelope of the verdict."""
     since: Time

@@ -8,7 +8,7 @@ the log: a replay, right only if the outcome does not depend on who answered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ import polars as pl
 from keepwell.core.clock import DAY, Time, iso
 from keepwell.core.errors import InvalidInput
 from keepwell.core.ports.rollouts import Gain
+from keepwell.core.records.appraisals import Appraisal, Range, Way
 from keepwell.core.records.models import ModelVersion, Signature
 from keepwell.core.records.traffic import TrafficPlan
 from keepwell.stats.intervals import FEW_CLUSTERS, Interval
@@ -31,54 +32,10 @@ from keepwell.stats.outcome_model import crossfit_predictions
 from keepwell.stats.value import value_against_baseline
 from keepwell.training.predictors import Predictor
 
-Way = Literal["propensity", "replay"]
 Floats = npt.NDArray[np.float64]
 
 CHUNK = 10_000
 """Rows that a predictor is shown at once."""
-
-
-class Range(msgspec.Struct, frozen=True, kw_only=True):
-    """An estimate a decision and its 95% interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-class Appraisal(msgspec.Struct, frozen=True, kw_only=True):
-    """What a version would have earned a decision, in the unit of the KPI, and how far the log supports it."""
-
-    version: str
-    endpoint: str
-    way: Way
-    unit: str
-    since: Time
-    until: Time
-    decisions: int
-    """In the log in that time."""
-    rows: int
-    """Of them, those the estimate is made from."""
-    trained_on: int
-    """Left out, because the version's training set holds decisions of their time."""
-    unknown: int
-    """Left out, because their outcome (or their answer) is not known."""
-    value: Range
-    """What the version earns."""
-    logged: float
-    """What was earned on the same rows by those who answered."""
-    gain: Range
-    """The version's less that."""
-    total: Range
-    """The gain over all of the rows."""
-    clusters: int
-    """Days in a replay, units (or decisions, where there are none) else."""
-    effective: float | None = None
-    """Of the propensity way: rows or units that its weights leave."""
-    snips: Range | None = None
-    """Of the propensity way: the value by weights alone, for comparison."""
-    notes: tuple[str, ...] = ()
-    """What it rests on, in plain words."""
 
 
 def appraise(
@@ -116,6 +73,7 @@ def appraise(
             where=f"endpoint {endpoint!r}",
             todo="Look further back with --since, or wait for outcomes.",
         )
+    plans = list(plans)
     drawn = _drawn(known, version, plans)
     chance = drawn.filter(pl.col("own") & (pl.col("propensity") < 1))
     chosen: Way = way or ("propensity" if chance.height else "replay")
@@ -134,7 +92,8 @@ def appraise(
     if (known["share"] < 1).any():
         notes.append("The log is sampled: sums are those of the decisions that were written down.")
     if chosen == "propensity":
-        return _weighed(drawn, gain, by_unit=by_unit, shared=shared, notes=notes)
+        clusters = _clusters(drawn, plans, by_unit=by_unit)
+        return _weighed(drawn, gain, clusters, shared=shared, notes=notes)
     return _replayed(known, version, predictor(), gain, signatures, shared=shared, notes=notes)
 
 
@@ -160,15 +119,34 @@ def _drawn(
     )
 
 
+def _clusters(
+    drawn: pl.DataFrame, plans: Iterable[TrafficPlan], *, by_unit: bool
+) -> npt.NDArray[Any] | None:
+    """Name what chance drew as one: a turn where arms took turns, else a unit; None if each row was drawn by itself."""
+    if not drawn.height:
+        return None
+    lengths = {plan.revision: plan.period.seconds for plan in plans if plan.period is not None}
+    rows = zip(drawn["plan"], drawn["time"], drawn["unit"], strict=True)
+    keys = [
+        f"turn {time // (lengths[plan] * 1_000_000)}" if plan in lengths else f"unit {unit}"
+        for plan, time, unit in rows
+    ]
+    several = len(set(keys)) > 1 and (by_unit or any(p in lengths for p in drawn["plan"].unique()))
+    return np.array(keys) if several else None
+
+
 def _weighed(
-    drawn: pl.DataFrame, gain: Gain, *, by_unit: bool, shared: dict[str, Any], notes: list[str]
+    drawn: pl.DataFrame,
+    gain: Gain,
+    clusters: npt.NDArray[Any] | None,
+    *,
+    shared: dict[str, Any],
+    notes: list[str],
 ) -> Appraisal:
     if drawn.height < 2:
         raise EffectiveSampleTooSmall(0.0, LEAST_EFFECTIVE, drawn.height)
     worth = _worth(gain, _outputs(drawn["output"]), drawn)
     arm = drawn["own"].to_numpy().astype(np.int64)
-    units = drawn["unit"].to_numpy() if by_unit else None
-    clusters = units if units is not None and len(set(units)) > 1 else None
     propensity = drawn["propensity"].to_numpy()
     # The weights alone first: they refuse a log that says too little, before a model is fitted to it.
     alone = snips(worth, propensity, arm, clusters=clusters)

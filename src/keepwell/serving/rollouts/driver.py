@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -10,7 +11,7 @@ import msgspec
 
 from keepwell.core.champion import make_champion
 from keepwell.core.clock import DAY, Clock, Time
-from keepwell.core.errors import Conflict, InvalidInput, NotFound, near_miss
+from keepwell.core.errors import Conflict, InvalidInput, NotFound, as_error, near_miss
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
@@ -70,7 +71,10 @@ BEFORE = "plan before"
 GROWTH = 1.1
 """Where nothing changes, a look is kept once there are this many times the rows of the one kept before."""
 PATIENCE = 4.0
-"""A look that took long is followed by so many times its length without one: several rollouts share one process."""
+"""A look that computed long is followed by so many times as long without one: several rollouts share one process."""
+LONGEST_REST = 60.0
+TROUBLE_REST = 5.0
+"""Seconds until a look that failed is tried again."""
 
 
 class RolloutDriver:
@@ -268,6 +272,12 @@ class RolloutDriver:
             for k, number in enumerate(numbers)
             if number in numbers[:k]
         ]
+        problems += [
+            f"{name}: the new version would answer everything at once, and {stages[place + 1]!r} would never begin:"
+            " put it last."
+            for place, name in enumerate(stages[:-1])
+            if name == "basic"
+        ]
         forecasts = []
         for place, name in enumerate(stages):
             if name not in settings:
@@ -343,13 +353,29 @@ class RolloutDriver:
         """Let every running rollout's strategy look once; gives how many ended."""
         ended = 0
         for rollout in self._store.find(Rollout, {"state": "running"}):
-            began = time.monotonic()
-            if began < self._resting.get(rollout.id, 0.0):
+            if time.monotonic() < self._resting.get(rollout.id, 0.0):
                 continue
-            ended += self._look(carried_over(rollout))
-            spent = time.monotonic() - began
-            self._resting[rollout.id] = time.monotonic() + PATIENCE * spent
+            # Time of this thread: on a busy machine waiting for others would be taken for work, and rested off.
+            began = time.thread_time()
+            try:
+                ended += self._look(carried_over(rollout))
+            except Exception as error:  # noqa: BLE001 - a strategy may be anybody's code, and others wait for their look
+                self._tell(rollout, f"it cannot look: {as_error(error)}")
+                rest = TROUBLE_REST
+            else:
+                rest = min(PATIENCE * (time.thread_time() - began), LONGEST_REST)
+            self._resting[rollout.id] = time.monotonic() + rest
         return ended
+
+    def _tell(self, rollout: Rollout, trouble: str) -> None:
+        """Say why a rollout does not go on where people look: in its own record, once."""
+        logging.getLogger("keepwell").error("rollout %s: %s", rollout.id, trouble)
+        with self._store.transaction(actor="worker") as transaction:
+            found = transaction.get(Rollout, rollout.id)
+            if found is None or found.state != "running" or found.reason == trouble[:500]:
+                return
+            told = msgspec.structs.replace(found, reason=trouble[:500], revision=found.revision + 1)
+            transaction.replace(told, reason=told.reason)
 
     def _look(self, rollout: Rollout) -> bool:
         if self._sign_what_stands(rollout):
@@ -384,10 +410,12 @@ class RolloutDriver:
                 moved
                 or answer.verdict != "go on"
                 or carried != rollout.memory
+                or rollout.reason
                 or self._grew(rollout, seen)
             ):
                 kept = msgspec.structs.replace(
                     rollout,
+                    reason="",
                     memory=carried,
                     looks=rollout.looks + 1,
                     revision=rollout.revision + 1,
@@ -447,6 +475,7 @@ class RolloutDriver:
             looks=rollout.looks + 1,
             memory={"cursor": gathering.cursor, BEFORE: rollout.memory.get(BEFORE, 0)}
             | kept_of(rollout.memory),
+            reason="",
         )
         answer = begin(following, self._state(following, store=self._store), now)
         with self._store.transaction(actor="worker") as transaction:

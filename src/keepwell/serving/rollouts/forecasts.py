@@ -118,7 +118,9 @@ def expect_decisions(
     said = f"{of}: {f'{rows:,} {what} take' if rows else 'that takes'} {_spell(days)}"
     for delay in delays:
         rate = f"{100 * delay.error_share:.3g}%"
-        said += f"; an error rate of {rate} would be found after {_spell_seconds(delay.median_seconds)}"
+        said += (
+            f"; an error rate of {rate} would be found after {_spell_seconds(delay.median_seconds)}"
+        )
         if delay.p90_seconds is not None:
             said += f" (nine of ten within {_spell_seconds(delay.p90_seconds)})"
     return Expected(

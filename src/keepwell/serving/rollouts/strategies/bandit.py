@@ -30,6 +30,8 @@ from keepwell.stats.linear_bandit import LinearPolicy, LinearState
 from keepwell.stats.thompson import thompson_beta, thompson_gaussian
 from keepwell.stats.upper_bounds import kl_ucb, ucb1
 
+FEW_PLANS = 200
+"""Up to so many plans effects are told at each look, to be seen; more are gone through at the end alone."""
 LEAST = 50
 """Rewards of an arm below which no effect is estimated."""
 
@@ -134,6 +136,8 @@ class Bandit:
         moved = shares != state.memory.get("shares") or learned != state.memory.get("learned", 0)
         given = dict(zip(names, shares, strict=True))
         measured["shares"] = given
+        if len(np.unique(known.plan)) <= FEW_PLANS:
+            measured["effects"] = _effects(state, known, names, 1 - rules.alpha, measured) or {}
         return Answer(
             arms=split(state, given),
             policy=policy,

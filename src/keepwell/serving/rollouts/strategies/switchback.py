@@ -230,7 +230,7 @@ class Switchback:
             else "no bounds yet"
         )
         said = f"{name}: gain per decision {found.estimate:+.4g} ({bounds}) over {found.blocks:,} turns"
-        return said, facts
+        return said if found.blocks else f"{name}: no turn is judged yet", facts
 
 
 def _share(rules: SwitchbackRules, challengers: int) -> float:

@@ -1,0 +1,66 @@
+"""The charts of a rollout's page say what the looks have measured, and who answered."""
+
+import msgspec
+
+from keepwell.app.web.rollout import drawn_otherwise, evidence_of, facts_of, shares_of, turns_of
+from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.traffic import Arm, Period, TrafficPlan
+
+HOUR = 3_600_000_000
+ARMS = tuple(
+    Arm(name=name, model="m", version=k, artefact="sha256:0", weight=5_000)
+    for k, name in enumerate(("champion", "challenger"), 1)
+)
+TURNING = TrafficPlan(
+    endpoint="e", revision=2, arms=ARMS, period=Period(seconds=3600), salt="s", reason="", by="", created=0
+)  # fmt: skip
+
+
+def look(number, *, arms=ARMS, **measured):
+    return Look(
+        rollout="r", number=number, stage=0, at=number * HOUR, event_time=number * HOUR, rows=number, cursor={},
+        memory={}, plan=1, written=2, arms=arms, verdict="go on", reason="", next="", measured=measured, answer="",
+    )  # fmt: skip
+
+
+def test_looks_that_changed_nothing_leave_no_seam_and_arms_have_their_version():
+    moved = tuple(
+        msgspec.structs.replace(arm, weight=w) for arm, w in zip(ARMS, (1, 9_999), strict=True)
+    )
+    drawn = str(shares_of([look(1), look(2), look(3), look(4, arms=moved)], 5 * HOUR))
+    assert drawn.count("<title>") == 4
+    assert "challenger v2: 99.99% from" in drawn
+
+
+def test_where_a_policy_draws_shares_are_what_it_drew():
+    looks = [look(n, rewards={"champion": n, "challenger": 9 * n}) for n in (1, 2)]
+    assert "challenger v2: 90.00% from" in shares_of(looks, 3 * HOUR, by_policy=True)
+    assert "90.00%" not in shares_of(looks, 3 * HOUR)
+
+
+def test_each_turn_is_drawn_for_the_arm_that_the_gateway_chose():
+    drawn = str(turns_of(TURNING, [look(1), look(30)]))
+    turns = drawn.count(": 100.00% from")
+    assert turns == 30
+    assert 5 < drawn.count("challenger v2: 100.00% from") < 25
+    assert turns_of(msgspec.structs.replace(TURNING, period=None), [look(1)]) == ""
+
+
+def test_evidence_is_drawn_with_its_bounds_and_said_with_its_numbers():
+    looks = [
+        look(n, gain={"challenger": {"mean": 0.5, "low": -1.0 / n, "high": 1.0}}, requests=10 * n, errors=n)
+        for n in (1, 2)
+    ]  # fmt: skip
+    titles = [title for title, chart in evidence_of(looks) if "band" in chart]
+    assert titles == [
+        "Gain of challenger over the champion",
+        "Share of the challenger's requests that failed (95% interval at one look)",
+    ]
+    assert dict(facts_of(looks[1]))["gain"] == "challenger 0.5 (-0.5 to 1)"
+    assert drawn_otherwise(_running(), TURNING).startswith("Shares are of turns: for 60 minutes")
+
+
+def _running():
+    return Rollout(
+        id="r", endpoint="e", model="m", strategy="switchback", challenger=2, state="running", since=0, started=0
+    )  # fmt: skip
