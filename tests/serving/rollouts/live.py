@@ -12,7 +12,7 @@ from keepwell.serving.desk.assign import assigned, draw_of, in_turns
 from keepwell.serving.desk.policies import unpack_policy
 from keepwell.serving.log.segments import SegmentLog, SegmentWriter
 from keepwell.serving.rollouts.driver import RolloutDriver
-from keepwell.serving.rollouts.plans import arm_of, latest_plan, write_plan
+from keepwell.serving.rollouts.plans import arm_of, latest_plan, next_plan
 
 
 def gain(predictions, outcomes):
@@ -57,10 +57,12 @@ class Live:
             transaction.add(
                 Endpoint(name="buys", model="buys", unit=unit, label_delay=DAY // 24, created=START)
             )
-            write_plan(
-                transaction, "buys", arms=(msgspec.structs.replace(arm_of(self.versions[0]), name="champion", weight=10_000),),
+            first = next_plan(
+                None, "buys", arms=(msgspec.structs.replace(arm_of(self.versions[0]), name="champion", weight=10_000),),
                 reason="first", actor="ana", now=START,
             )  # fmt: skip
+            # A salt of its own, that all plans after it keep: chance draws the same units in every run.
+            transaction.add(msgspec.structs.replace(first, salt="the same in every run"))
 
     def made_driver(self):
         return RolloutDriver(
