@@ -65,10 +65,10 @@ imports: setup ## the rooms import one way
 	$(BIN)/lint-imports --no-cache
 
 unit: setup ## the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(ARGS)
 
 search: setup ## the property tests on other examples each time; ARGS="--hypothesis-seed 7" repeats one
-	$(BIN)/python -m pytest -n 2 -q -m hypothesis --hypothesis-profile search $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m hypothesis --hypothesis-profile search $(ARGS)
 
 demo: setup ## the whole way on real flights; ARGS="--exit --summary FILE"
 	@$(BIN)/keepwell demo examples/flights $(ARGS)

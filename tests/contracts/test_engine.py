@@ -14,9 +14,6 @@ from keepwell.core.errors import Corrupt
 from keepwell.core.records.work import Work
 from keepwell.testing.engine import EngineContract, ended, noting, procedure, queue, work
 
-# DBOS is one in a process, so these tests share a worker of the test runner.
-pytestmark = pytest.mark.xdist_group("dbos")
-
 
 @pytest.fixture
 def store(tmp_path):

@@ -31,8 +31,6 @@ from keepwell.serving.asgi import app_for
 from keepwell.serving.log.segments import SegmentLog
 from keepwell.serving.transport.floor import MAX_BODY
 
-pytestmark = pytest.mark.xdist_group("asgi")
-
 ROW = {"x": 1.0, "flag": True, "dep delay": None}
 
 

@@ -27,7 +27,6 @@ from keepwell.serving.terms import Terms
 
 SECONDS = 2.0
 FALLBACK = "v2"
-pytestmark = pytest.mark.xdist_group("runtimes")
 
 
 def row(x: float, **more: Any) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from keepwell.stats.linear_bandit import LinearState
 from keepwell.stats.sample_ratio import SampleRatioTest
 from keepwell.stats.upper_bounds import ucb1
 
-pytestmark = pytest.mark.xdist_group("oracles")  # one set-up for all
-
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("KEEPWELL_ORACLES_PYTHON", ROOT / ".venv-oracles/bin/python"))
 

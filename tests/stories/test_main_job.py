@@ -13,7 +13,6 @@ from keepwell.core.records.models import ModelVersion
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.services,
-    pytest.mark.xdist_group("main-job"),
     pytest.mark.timeout(500),
 ]
 

@@ -15,7 +15,6 @@ from keepwell.core.records.watching import LedgerEntry
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.services,
-    pytest.mark.xdist_group("main-job"),
     pytest.mark.timeout(500),
 ]
 

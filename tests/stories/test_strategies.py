@@ -26,7 +26,6 @@ from keepwell.serving.rollouts.plans import latest_plan
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.services,
-    pytest.mark.xdist_group("strategies"),
     pytest.mark.timeout(500),
 ]
 

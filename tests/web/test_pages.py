@@ -8,7 +8,7 @@ from tests.stories.projects import Up, state_of
 
 pytestmark = [
     pytest.mark.browser, pytest.mark.services, pytest.mark.slow,
-    pytest.mark.xdist_group("pages"), pytest.mark.timeout(500),
+    pytest.mark.timeout(500),
 ]  # fmt: skip
 
 ARGUMENTS = [
