@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -47,7 +48,7 @@ def test_each_decision_gets_its_own_outcome():
 
 def test_rows_that_are_held_out_are_decisions_of_the_endpoint_and_no_versions_rows():
     rows = some_rows()
-    kinds = {
+    kinds: dict[int, Any] = {
         0: {"arm": HOLDOUT},
         1: {"arm": "champion", "chosen": HOLDOUT},
         2: {"arm": HOLDOUT, "status": "error", "output": None},

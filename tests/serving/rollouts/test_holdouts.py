@@ -68,6 +68,7 @@ def nobody_moved(live: Live) -> int:
         ("blue-green", {"min_rows": 100, "keep_seconds": 3600}, 100),
         ("shadow", {"tolerance": 0.9, "min_rows": 300}, 400),
         ("canary, ab", {"min_rows": 150}, 400),
+        ("switchback", {"period_minutes": 20, "washout_minutes": 5, "tuned_for": 60}, 480),
         ("bandit", {"algorithm": "lints", "horizon_days": 2, "every_seconds": 3600}, 480),
     ],
 )
