@@ -200,6 +200,20 @@ def test_a_drill_of_what_has_no_way_back_says_so(serving):
     serving.fails("drill", "rollback", "tumor", "--as", "me", status=3, says="tumour")
 
 
+def keep_log(state, predictions, outcomes, *, now):
+    """Write what two weeks from now on have brought, and say that it was watched."""
+    writer = SegmentWriter(state.state / "log", name="w")
+    writer.append(predictions, outcomes)
+    writer.close()
+    count = len(predictions)
+    with state.store.transaction(actor="test") as transaction:
+        transaction.add(
+            Watermark(
+                endpoint="tumour", event_time=now + 16 * DAY, cursor={}, predictions=count, outcomes=count, updated=now
+            )
+        )  # fmt: skip
+
+
 def a_drawn_log(project, *, share):
     """Two weeks in which chance gave version 1 a share of the decisions, and its offers were taken more often."""
     state = project.state()
@@ -224,15 +238,7 @@ def a_drawn_log(project, *, share):
         outcomes.append(
             Outcome(id=f"d{n}", value=float(rng.random() < (0.6 if version == 1 else 0.2)), **known)
         )
-    writer = SegmentWriter(state.state / "log", name="w")
-    writer.append(predictions, outcomes)
-    writer.close()
-    with state.store.transaction(actor="test") as transaction:
-        transaction.add(
-            Watermark(
-                endpoint="tumour", event_time=now + 16 * DAY, cursor={}, predictions=2000, outcomes=2000, updated=now
-            )
-        )  # fmt: skip
+    keep_log(state, predictions, outcomes, now=now)
     return state
 
 

@@ -4,9 +4,10 @@ import msgspec
 import pytest
 from tests.lifecycle.parts import DAY, START, context, released
 
+from keepwell.core.records.data import Column
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.models import Artefact, ModelVersion
-from keepwell.core.records.traffic import Arm, Endpoint
+from keepwell.core.records.traffic import HOLDOUT, Arm, Endpoint
 from keepwell.core.records.watching import Alert
 from keepwell.lifecycle.approvals import approve, withdraw
 from keepwell.serving.editions import Shelf
@@ -42,12 +43,15 @@ def arm(version, name, weight):
     )
 
 
-def deploy(shop, *arms):
+def deploy(shop, *arms, holdout=None, unit=""):
     with shop.store.transaction(actor="ana") as transaction:
-        transaction.add(Endpoint(name="buys", model="buys", label_delay=0, created=START))
-        write_plan(
-            transaction, "buys", arms=arms, mirrors=(), reason="test", actor="ana", now=START
+        transaction.add(
+            Endpoint(name="buys", model="buys", unit=unit, label_delay=0, created=START)
         )
+        write_plan(
+            transaction, "buys", arms=arms, mirrors=(), holdout=holdout, reason="test", actor="ana",
+            now=START,
+        )  # fmt: skip
 
 
 def published(publisher, tmp_path):
@@ -153,3 +157,36 @@ def test_an_unpacked_file_that_was_changed_is_unpacked_again(shop, publisher, tm
     path.write_bytes(before.replace(b"0.5", b"0.7"))
     publisher.refresh()
     assert path.read_bytes() == before
+
+
+def held_out(tmp_path):
+    (endpoint,) = Shelf(tmp_path / "editions").read().endpoints
+    return endpoint.holdout
+
+
+def test_units_are_held_out_only_while_their_version_may_answer_and_reads_what_is_sent(
+    shop, publisher, tmp_path
+):
+    one, short = approved(shop, 1, days=5)
+    two, _ = approved(shop, 2, days=90)
+    held = arm(one, HOLDOUT, 500)
+    deploy(shop, arm(two, "champion", 10_000), holdout=held, unit="user")
+    assert published(publisher, tmp_path) == ({2: 10_000}, "")
+    assert held_out(tmp_path) == held
+    other = msgspec.structs.replace(one.signature, inputs=(Column(name="y", dtype="float64"),))
+    with shop.store.transaction(actor="ana") as transaction:
+        transaction.replace(
+            msgspec.structs.replace(one, signature=other, revision=one.revision + 1)
+        )
+    # Whom it held out is answered like all others, and somebody hears of it.
+    assert published(publisher, tmp_path) == ({2: 10_000}, "")
+    assert held_out(tmp_path) is None
+    assert "held out with another signature than that of buys/2" in alerts(shop)[0]
+    with shop.store.transaction(actor="ana") as transaction:
+        transaction.replace(msgspec.structs.replace(one, revision=one.revision + 2))
+    publisher.refresh()
+    assert held_out(tmp_path) == held
+    shop.clock.at = short.expires
+    publisher.refresh()
+    assert held_out(tmp_path) is None
+    assert "buys/1 is refused: 0 of 1 approvals hold" in alerts(shop)[-1]

@@ -20,7 +20,7 @@ from keepwell.core.errors import KeepwellError
 from keepwell.core.records.data import Column, Dtype
 from keepwell.core.records.models import Package, Signature
 from keepwell.core.records.predictions import Outcome, Prediction
-from keepwell.core.records.traffic import BUCKETS, Arm
+from keepwell.core.records.traffic import BUCKETS, HOLDOUT, Arm
 from keepwell.serving.application import HttpApplication
 from keepwell.serving.editions import Edition, EndpointEdition, Shelf
 from keepwell.serving.log.segments import SegmentLog
@@ -130,6 +130,10 @@ def process(
 
 def arm(version: int, artefact: str, weight: int = BUCKETS) -> Arm:
     return Arm(name=f"v{version}", model="m", version=version, artefact=artefact, weight=weight)
+
+
+def hold(weight: int, *, version: int = 1, artefact: str = "sha256:0") -> Arm:
+    return Arm(name=HOLDOUT, model="m", version=version, artefact=artefact, weight=weight)
 
 
 def endpoint(name: str = "e", *, arms: Sequence[Arm], **fields: Any) -> EndpointEdition:

@@ -16,20 +16,21 @@ import tritonclient.grpc as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.serving import gateways
-from tests.serving.gateways import COLUMNS, Gateway, arm, endpoint, linear, native, running
+from tests.serving.gateways import COLUMNS, Gateway, arm, endpoint, hold, linear, native, running
 from tests.serving.models import Doubling, Lengths
 from tests.serving.protocols.conftest import WORDS
 from tritonclient.utils import InferenceServerException
 
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.predictions import Prediction
-from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Period
+from keepwell.core.records.traffic import BUCKETS, HOLDOUT, Arm, Cohort, Period
 from keepwell.serving.desk.asks import Ask
 from keepwell.serving.desk.assign import (
     Assignment,
     Rows,
     bucket_of,
     draw_of,
+    held_out,
     in_turns,
     log_draw_of,
     mirror_bucket_of,
@@ -89,6 +90,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             endpoint("drawn", arms=halves, policy=policy_state(), cohorts=(ANN,)),
             endpoint("turning", arms=halves, time="at", period=Period(seconds=60, field="flag"), cohorts=(ANN,)),
             endpoint("flagged", arms=halves, unit="flag"),
+            endpoint(
+                "held", arms=halves, cohorts=(ANN,), fallback="v1",
+                holdout=hold(2_000, version=9, artefact=linear(shelf, 90.0)),
+            ),
         )  # fmt: skip
         yield made
 
@@ -212,6 +217,41 @@ def test_who_is_in_no_cohort_keeps_the_arm_of_the_buckets(gateway: Gateway):
     assert {(found[f"h-{u}"].arm, found[f"h-{u}"].propensity) for u in ("ann", "7")} == {
         ("v1", 1.0)
     }
+
+
+def test_units_that_are_held_out_keep_their_version_on_every_worker_and_the_log_says_each_chance(
+    gateway: Gateway,
+):
+    users = ["ann", *(f"u{n}" for n in range(60))]
+    held = dict(zip(users, held_out(users, hold(2_000), "s").tolist(), strict=True))
+    assert 3 < sum(held.values()) < 25
+    for turn in range(4):
+        rows = [ROW | {"user": user} for user in users]
+        body = {"rows": rows, "ids": [f"o-{turn}-{user}" for user in users]}
+        assert asked(gateway, "/v1/endpoints/held/predict", body)[0] == 200
+    found = decisions(gateway, "o-")
+    assert len(found) == 4 * len(users)
+    for record in found.values():
+        if record.unit == "ann":
+            assert (record.arm, record.cohort, record.propensity) == ("v1", "user=ann+1", 1.0)
+        elif held[record.unit]:
+            assert (record.arm, record.version, record.output) == (HOLDOUT, 9, ROW["x"] + 90.0)
+            assert record.propensity == 0.2
+        else:
+            assert record.arm == ("v2" if bucket_of(record.unit, "s") < 5_000 else "v1")
+            assert record.propensity == 0.4
+        assert record.arms == ("v1", "v2", HOLDOUT)
+    # Named by its version it is a probe, and no decision.
+    tensor = {"name": "all", "shape": [1, 3], "datatype": "FP64", "data": [1.0, 1.0, 0.0]}
+    status, answer = asked(gateway, "/v2/models/held/versions/9/infer", {"inputs": [tensor]})
+    assert (status, answer["parameters"]["probe"]) == (200, True)
+    text = gateway.application.request("GET", "/metrics")[1].decode()
+    shares = {
+        line.partition('arm="')[2].partition('"')[0]: float(line.rpartition(" ")[2])
+        for line in text.splitlines()
+        if line.startswith('keepwell_arm_weight_ratio{endpoint="held"')
+    }
+    assert shares == {"v1": 0.4, "v2": 0.4, HOLDOUT: 0.2}
 
 
 def test_on_one_connection_each_request_is_placed_by_its_own_header(gateway: Gateway):

@@ -11,15 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
+import polars as pl
 import pytest
 from tests.stories.projects import Up, keepwell, kill, processes_of, state_of, wait_until
 from tests.stories.rivals import MODEL, Callers, flights_to_ask, rivals
 
+from keepwell.app.attribution import holdouts
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.models import Alias
 from keepwell.core.records.rollouts import Look, Rollout
-from keepwell.core.records.traffic import TrafficPlan
+from keepwell.core.records.traffic import HOLDOUT, TrafficPlan
 from keepwell.core.statements import read_evidence
+from keepwell.serving.desk.assign import held_out
 from keepwell.serving.log.compaction import Compactor
 from keepwell.serving.rollouts.plans import latest_plan
 
@@ -101,6 +104,8 @@ class Story:
             self.post(
                 "steerings", {"rollout": open.id, "verb": "rollback", "reason": "it was left"}
             )
+        if self.plan.holdout is not None:
+            self.post("holdouts", {"endpoint": MODEL, "verb": "end", "reason": "told"})
         arms = self.plan.arms
         if len(arms) != 1 or arms[0].version != version:
             self.start("basic", version)
@@ -135,8 +140,10 @@ class Story:
 
     @cached_property
     def ab(self):
-        """An A/B test that has ended, whose worker was killed after the first day."""
+        """An A/B test beside a holdout that has ended, whose worker was killed after the first day."""
         self.serve(4)
+        body = {"endpoint": MODEL, "version": 1, "share": 0.1, "reason": "what do rollouts earn?"}
+        assert self.post("holdouts", body)["holdout"]["weight"] == 1_000
         id = self.start("ab", 2)
 
         def meanwhile(day):
@@ -156,7 +163,8 @@ class Story:
         assert rollout.state == state, (rollout.reason, self.last_look(id))
         assert why in rollout.reason
         self.wait_for_plan()
-        assert self.callers.serving() == {serves}
+        held = {self.plan.holdout.version} if self.plan.holdout else set()
+        assert self.callers.serving() - held == {serves}
         assert self.state.store.get(Alias, MODEL, "champion").version == serves
         said = self.body(id)
         assert (said["verdict"], said["plan"]) == (
@@ -281,6 +289,18 @@ def test_ab_comes_to_its_verdict_though_the_worker_is_killed_in_the_middle(story
     assert {facts["verdict"] for facts in guarded.values()} <= {"safe", "open"}
     (foretold,) = story.rollout(story.ab).forecast
     assert foretold.expected[1].power > 0.5
+    # A tenth of the planes stayed with the first version: before the verdict, and after it.
+    plan = story.plan
+    (held,) = holdouts(story.state)
+    assert (held.version, held.astray) == (1, 0)
+    assert held.since_plan < story.rollout(story.ab).since_plan < plan.revision
+    answered = story.state.decisions(MODEL, since=0, until=story.state.clock.now())
+    answered = answered.filter(pl.col("plan") >= held.since_plan)
+    inside = held_out(answered["unit"].to_list(), plan.holdout, plan.salt)
+    assert inside.sum() > 50
+    assert ((answered["arm"] == HOLDOUT).to_numpy() == inside).all()
+    assert set(answered.filter(inside)["version"]) == {1}
+    assert not set(answered.filter(~inside)["version"]) & {1}
 
 
 def test_switchback_lets_all_traffic_take_turns_and_promotes_whose_turns_are_worth_more(story):

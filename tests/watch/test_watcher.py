@@ -28,6 +28,7 @@ from keepwell.core.auditing import audit_problems
 from keepwell.core.clock import DAY, WEEK
 from keepwell.core.errors import Unavailable
 from keepwell.core.records.predictions import Outcome, Prediction
+from keepwell.core.records.traffic import HOLDOUT
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement, Watermark
 from keepwell.core.settings import MonitorSettings
 from keepwell.serving.log.segments import SegmentLog, SegmentWriter
@@ -274,6 +275,22 @@ def test_the_ledger_adds_up_to_the_money_of_every_labelled_decision(tmp_path):
     assert found.low < found.difference < found.high
     assert found.labelled == len(p)
     assert found.unit == "USD"
+
+
+def test_what_is_held_out_is_in_the_volume_and_in_no_versions_ledger(tmp_path):
+    site = Site(tmp_path, a_day=40)
+    watcher = site.watcher()
+    site.live(weeks=1)
+    given = site.log.segments["one"]
+    held = [k for k, record in enumerate(given) if isinstance(record, Prediction)][::4]
+    for k in held:
+        given[k] = msgspec.structs.replace(given[k], arm=HOLDOUT)
+    count = sum(isinstance(record, Prediction) for record in given)
+    watcher.tick()
+    watcher.settle()
+    assert sum(m.value for m in measured(site, "volume")) == count
+    assert totals(site.store.find(LedgerEntry)).decisions == count - len(held)
+    assert [mark.predictions for mark in site.store.find(Watermark)] == [count]
 
 
 def test_the_ledgers_interval_covers_the_expected_gain(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from tests.watch.simulated import NUMERIC, SIGNATURE, START, draw, outcomes, pre
 
 from keepwell.core.clock import DAY, HOUR, WEEK
 from keepwell.core.records.predictions import Outcome
+from keepwell.core.records.traffic import HOLDOUT
 from keepwell.watch.grid import Grid
 from keepwell.watch.windows import EndpointWindows
 
@@ -42,6 +44,36 @@ def test_each_decision_gets_its_own_outcome():
     np.testing.assert_array_equal(joined.labels, rows.y)
     np.testing.assert_array_equal(joined.outputs, rows.p)
     assert joined.features[:, 2].tolist() == rows.place.tolist()
+
+
+def test_rows_that_are_held_out_are_decisions_of_the_endpoint_and_no_versions_rows():
+    rows = some_rows()
+    kinds: dict[int, Any] = {
+        0: {"arm": HOLDOUT},
+        1: {"arm": "champion", "chosen": HOLDOUT},
+        2: {"arm": HOLDOUT, "status": "error", "output": None},
+    }
+    records = [
+        msgspec.structs.replace(record, **kinds.get(k % 10, {}))
+        for k, record in enumerate(predictions(rows))
+    ]
+    found = windows()
+    found.add_predictions(records)
+    found.add_predictions(records)
+    found.add_outcomes(outcomes(rows))
+    joined = found.rows(START, 1, labels=True)
+    kept = np.arange(len(records)) % 10 > 2
+    np.testing.assert_array_equal(joined.labels, rows.y[kept])
+    assert (joined.errors, found.held_out(START)) == (0, len(records) // 5)
+    alone = windows()
+    alone.add_predictions([msgspec.structs.replace(records[0], arm=HOLDOUT)])
+    assert (alone.versions(START), alone.held_out(START), alone.last_close() > START) == (
+        [],
+        1,
+        True,
+    )
+    alone.close(alone.last_close())
+    assert alone.held_out(START) == 0
 
 
 @settings(deadline=None, max_examples=40)

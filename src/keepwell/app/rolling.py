@@ -90,19 +90,24 @@ def _course(
 
 def _refuse_unadmitted(state: State, versions: Sequence[ModelVersion]) -> None:
     for version in versions:
-        problems = admission_problems(
-            version,
-            approvals=approvals_needed(version.model, store=state.store),
-            store=state.store,
-            blobs=state.blobs,
-            verifier=state.verifier,
-            now=state.clock.now(),
+        refuse_unfit(state, version)
+
+
+def refuse_unfit(state: State, version: ModelVersion) -> None:
+    """Raise Refused unless the version's release and approvals let it answer now."""
+    problems = admission_problems(
+        version,
+        approvals=approvals_needed(version.model, store=state.store),
+        store=state.store,
+        blobs=state.blobs,
+        verifier=state.verifier,
+        now=state.clock.now(),
+    )
+    if problems:
+        raise Refused(
+            f"{version.label()} may not answer: {'; '.join(problems)}.",
+            todo=f"Release and approve it first, or run 'keepwell activate {version.label()}'.",
         )
-        if problems:
-            raise Refused(
-                f"{version.label()} may not answer: {'; '.join(problems)}.",
-                todo=f"Release and approve it first, or run 'keepwell activate {version.label()}'.",
-            )
 
 
 def steer_rollout(
@@ -155,6 +160,7 @@ def appraise_version(
     """
     from keepwell.app.wiring import gain_of
     from keepwell.serving.rollouts.appraisal import appraise
+    from keepwell.serving.rollouts.attribution import with_held
     from keepwell.stats.off_policy import EffectiveSampleTooSmall
 
     store = state.store
@@ -169,10 +175,11 @@ def appraise_version(
     until = (watermark.event_time if watermark else state.clock.now()) - place.label_delay
     training = store.get(TrainingSet, version.training_set) if version.training_set else None
     declared = state.project.model(version.model)
+    plans = store.find(TrafficPlan, {"endpoint": place.name})
     with tempfile.TemporaryDirectory(prefix="keepwell-appraisal-") as folder:
         try:
             return appraise(
-                state.decisions(place.name, since=until - length, until=until),
+                with_held(state.decisions(place.name, since=until - length, until=until), plans),
                 version,
                 endpoint=place.name,
                 span=(until - length, until),
@@ -184,7 +191,7 @@ def appraise_version(
                     for each in store.find(ModelVersion, {"model": version.model})
                     if each.signature is not None
                 },
-                plans=store.find(TrafficPlan, {"endpoint": place.name}),
+                plans=plans,
                 trained_until=(training.until or training.as_of) if training else None,
                 by_unit=bool(place.unit),
                 way=way,

@@ -1,10 +1,11 @@
-"""Measures what each version has used (training, model calls, storage), and gives the value ledger with it."""
+"""Measures what each version has used and earned over a holdout, and gives the value ledger with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keepwell.app.attribution import over_holdout
 from keepwell.core.clock import DAY, Time
 from keepwell.core.digest import Digest
 from keepwell.core.errors import Corrupt, NotFound
@@ -25,12 +26,23 @@ _SIZES: dict[Digest, int] = {}
 
 
 def returns(state: State) -> list[Return]:
-    """Give every version of the ledger with what it earned, what it cost, and the return on it, by endpoint."""
+    """Give every version of the ledger with what it earned, what it cost, and the return on it, by endpoint.
+
+    Where units are held out, what versions have earned since is told against those, and not against the baseline.
+    """
     store = state.store
-    models = {endpoint.name: endpoint.model for endpoint in store.find(Endpoint)}
+    endpoints = store.find(Endpoint)
+    models = {endpoint.name: endpoint.model for endpoint in endpoints}
     found: dict[tuple[str, int], list[LedgerEntry]] = {}
     for entry in store.find(LedgerEntry, order=["endpoint", "version", "start"]):
         found.setdefault((entry.endpoint, entry.version), []).append(entry)
+    over = {
+        (endpoint.name, version): earned
+        for endpoint in endpoints
+        for version, earned in over_holdout(state, endpoint).items()
+    }
+    for key in over:
+        found.setdefault(key, [])
     calls = model_calls(state.state / "run" / "meters", state.state / SPENT)
     log = _gb_months(state.state / "log", now=state.clock.now())
     rows = sum(work.rows for work in calls.values())
@@ -41,7 +53,15 @@ def returns(state: State) -> list[Return]:
         work = calls.get((endpoint, number))
         share = work.rows / rows if work is not None and rows else None
         spending = _spending(state, version, work, log=None if share is None else log * share)
-        given.append(return_of(entries, spending, state.settings.prices, model=model))
+        given.append(
+            return_of(
+                entries,
+                spending,
+                state.settings.prices,
+                model=model,
+                over=over.get((endpoint, number)),
+            )
+        )
     return given
 
 

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator
 from keepwell.core.clock import moment
 from keepwell.core.errors import InvalidInput, Refused, near_miss
 from keepwell.core.records.models import Signature
-from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Endpoint, TrafficPlan
+from keepwell.core.records.traffic import (
+    BUCKETS,
+    HOLDOUT,
+    MOST_HELD_OUT,
+    Arm,
+    Cohort,
+    Endpoint,
+    TrafficPlan,
+)
 
 MAX_GAP_SECONDS = 600.0
 LEAST_PERIOD = 60
@@ -42,6 +50,7 @@ def plan_problems(
         *_weights(plan),
         *_names(plan),
         *_reached(plan),
+        *_holdout(plan, endpoint),
         *(
             problem
             for k, cohort in enumerate(plan.cohorts)
@@ -112,6 +121,29 @@ def _reached(plan: TrafficPlan) -> _Problems:
                 f"The arm {arm.name!r} has no traffic: no weight, and no cohort that it answers.",
                 "Give it a weight or a cohort, or make it a mirror.",
             )
+
+
+def _holdout(plan: TrafficPlan, endpoint: Endpoint | None) -> _Problems:
+    if HOLDOUT in _named((*plan.arms, *plan.mirrors)):
+        yield (
+            f"The arm name {HOLDOUT!r} is kept for units that are held out.",
+            "Give the arm another: records tell them apart by it.",
+        )
+    held = plan.holdout
+    if held is None:
+        return
+    if held.name != HOLDOUT:
+        yield f"The holdout's arm is named {held.name!r}.", f"Name it {HOLDOUT!r}."
+    if not 0 < held.weight <= MOST_HELD_OUT:
+        yield (
+            f"{held.weight / BUCKETS:.4g} of the units are to be held out.",
+            f"Hold out a share above 0 and not above {MOST_HELD_OUT / BUCKETS:g}.",
+        )
+    if endpoint is not None and not endpoint.unit:
+        yield (
+            "The endpoint has no unit key, so nobody would stay held out.",
+            "Set 'unit' of its model in the project's module, and activate a version with it.",
+        )
 
 
 def _cohort(

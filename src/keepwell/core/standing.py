@@ -35,7 +35,7 @@ def what_stands_on(version: ModelVersion, store: Reader) -> list[str]:
         for plan in plans:
             found += [
                 f"arm {arm.name!r} of endpoint {endpoint.name!r} (traffic plan {plan.revision})"
-                for arm in (*plan.arms, *plan.mirrors)
+                for arm in (*plan.answering, *plan.mirrors)
                 if (arm.model, arm.version) == (version.model, version.version)
             ]
     return found

@@ -255,6 +255,14 @@ def ensure_endpoint(context: Context, name: str, *, actor: str) -> Endpoint:
         same = msgspec.structs.replace(wanted, created=before.created, revision=before.revision)
         if same == before:
             return before
+        plan = latest_plan(name, store=transaction)
+        if plan is not None and plan.holdout is not None and wanted.unit != before.unit:
+            raise Refused(
+                f"Units are held out at {name!r} by {before.unit!r}, and the project names {wanted.unit!r} now:"
+                " others would be held out.",
+                where=f"endpoint {name!r}",
+                todo=f"End it first: keepwell holdout end {name} --reason '...'.",
+            )
         changed = msgspec.structs.replace(same, revision=before.revision + 1)
         transaction.replace(changed, reason="the project's values changed")
         return changed

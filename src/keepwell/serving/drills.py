@@ -34,7 +34,7 @@ def rollback_drill(
     Callers send the champion's golden rows without a pause. It passes if every worker answers by the plan before within
     ``LIMIT_SECONDS`` and no request fails. Raises Unavailable, Corrupt, NotFound.
     """
-    artefacts = [arm.artefact for plan in (now, back) for arm in (*plan.arms, *plan.mirrors)]
+    artefacts = [arm.artefact for plan in (now, back) for arm in (*plan.answering, *plan.mirrors)]
     with trial(artefacts, blobs=blobs, workers=workers) as own:
         rows = _golden_rows(back, blobs, own.shelf)
         callers = _Callers(own.application, endpoint.name, rows)
@@ -130,6 +130,7 @@ def _edition(endpoint: Endpoint, plan: TrafficPlan) -> EndpointEdition:
         fallback=plan.fallback,
         arms=plan.arms,
         mirrors=plan.mirrors,
+        holdout=plan.holdout,
         cohorts=plan.cohorts,
         policy=plan.policy,
         period=plan.period,

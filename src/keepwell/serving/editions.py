@@ -30,6 +30,7 @@ class EndpointEdition(msgspec.Struct, frozen=True, kw_only=True):
     fallback: str
     arms: tuple[Arm, ...]
     mirrors: tuple[Arm, ...]
+    holdout: Arm | None = None
     cohorts: tuple[Cohort, ...] = ()
     policy: LinearPolicyState | None = None
     period: Period | None = None
@@ -38,6 +39,11 @@ class EndpointEdition(msgspec.Struct, frozen=True, kw_only=True):
     gap_seconds: float = 0.0
     refused: str = ""
     signature: Signature | None = None
+
+    @property
+    def answering(self) -> tuple[Arm, ...]:
+        """List everything that may answer: the arms, and behind them the holdout, which has no place alone."""
+        return (*self.arms, self.holdout) if self.holdout is not None and self.arms else self.arms
 
 
 class Edition(msgspec.Struct, frozen=True, kw_only=True):

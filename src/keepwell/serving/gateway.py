@@ -84,6 +84,13 @@ class Publisher:
                 self._alert(endpoint, arm, problems)
             else:
                 mirrors.append(arm)
+        holdout = plan.holdout if plan else None
+        if holdout is not None and arms:
+            problems = self._problems(holdout, answers=True) or self._misfit(holdout, arms[0])
+            if problems:
+                # Whom it held out is then answered by the arms like all others: nobody goes without an answer.
+                self._alert(endpoint, holdout, problems)
+                holdout = None
         return EndpointEdition(
             name=endpoint.name,
             model=endpoint.model,
@@ -96,6 +103,7 @@ class Publisher:
             fallback=plan.fallback if plan else "",
             arms=_rebalanced(arms, plan.fallback if plan else ""),
             mirrors=tuple(mirrors),
+            holdout=holdout if arms else None,
             # Of a cohort whose arm is refused, the rows are assigned like all others.
             cohorts=plan.cohorts if plan else (),
             policy=plan.policy if plan else None,
@@ -125,6 +133,15 @@ class Publisher:
         except KeepwellError as error:
             return [str(error)]
         return problems
+
+    def _misfit(self, holdout: Arm, first: Arm) -> list[str]:
+        """Tell why the holdout cannot read what the arms are sent: one signature reads the requests of all."""
+        found, other = (
+            self._store.get(ModelVersion, arm.model, arm.version) for arm in (holdout, first)
+        )
+        if found is None or other is None or found.signature == other.signature:
+            return []
+        return [f"it is held out with another signature than that of {other.label()}"]
 
     def _unpack(self, arm: Arm) -> None:
         """Lay the artefact out for the workers, anew where its files are not what they were."""

@@ -23,7 +23,7 @@ import uvloop
 from keepwell.core.errors import KeepwellError
 from keepwell.core.records.traffic import BUCKETS
 from keepwell.serving.desk.desk import Desk
-from keepwell.serving.desk.loading import Loader
+from keepwell.serving.desk.loading import Loader, Serving
 from keepwell.serving.editions import Shelf
 from keepwell.serving.log.segments import SegmentWriter
 from keepwell.serving.runtimes.links import Links
@@ -206,10 +206,10 @@ def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:
         edition=desk.edition,
         plans={name: serving.edition.plan for name, serving in desk.endpoints.items()},
         arms=[
-            (name, loaded.arm.name, loaded.arm.version, loaded.arm.weight / BUCKETS, mirrors)
+            (name, arm, version, weight / whole, mirrors)
             for name, serving in desk.endpoints.items()
-            for mirrors, group in ((False, serving.arms), (True, serving.mirrors))
-            for loaded in group
+            for mirrors, group in ((False, _shares(serving)), (True, _mirrors(serving)))
+            for arm, version, weight, whole in group
         ],
         connections=len(floor.connections),
         pending=floor.waiting,
@@ -218,6 +218,17 @@ def standing_of(floor: Floor, writer: SegmentWriter) -> Standing:
         unsynced_seconds=time.monotonic() - writer.behind_since if unsynced else 0.0,
         certificate_expires=floor.tls.expires if floor.tls is not None else None,
     )
+
+
+def _shares(serving: Serving) -> list[tuple[str, int, int, int]]:
+    """List who answers by chance, and of how much."""
+    by_chance = serving.answerers[: len(serving.arms)]
+    return [(each.arm, each.version, each.weight, each.out_of) for each in by_chance]
+
+
+def _mirrors(serving: Serving) -> list[tuple[str, int, int, int]]:
+    arms = [loaded.arm for loaded in serving.mirrors]
+    return [(arm.name, arm.version, arm.weight, BUCKETS) for arm in arms]
 
 
 async def _listen_grpc(floor: Floor, address: str) -> Any:

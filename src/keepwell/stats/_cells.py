@@ -47,17 +47,27 @@ class Cells:
 
 
 def cells(
-    x: _arrays.FloatArray, cell: _arrays.IntArray, unit: _arrays.IntArray, count: int
+    x: _arrays.FloatArray,
+    cell: _arrays.IntArray,
+    unit: _arrays.IntArray,
+    count: int,
+    weights: _arrays.FloatArray | None = None,
 ) -> Cells:
-    """Sum rows by unit and cell, cells 0 to count - 1; each must hold at least two units."""
+    """Sum rows by unit and cell, cells 0 to count - 1; each must hold at least two units.
+
+    With `weights` the means are weighted; the weights are taken as given, not as drawn.
+    """
     rows = np.bincount(cell, minlength=count)
-    means = np.bincount(cell, weights=x, minlength=count) / np.maximum(rows, 1)
+    w = np.ones(x.size) if weights is None else weights
+    mass = np.bincount(cell, weights=w, minlength=count)
+    mass = np.where(mass > 0, mass, 1.0)
+    means = np.bincount(cell, weights=w * x, minlength=count) / mass
     pairs, place = np.unique(unit * count + cell, return_inverse=True)
     of_cell = pairs % count
     units = np.bincount(of_cell, minlength=count)
     # The units' deviations from their own mean are a little small: n / (n - 1) in each cell.
-    scale = np.sqrt(units / np.maximum(units - 1, 1)) / np.maximum(rows, 1)
-    deviations = np.bincount(place, weights=x - means[cell]) * scale[of_cell]
+    scale = np.sqrt(units / np.maximum(units - 1, 1)) / mass
+    deviations = np.bincount(place, weights=w * (x - means[cell])) * scale[of_cell]
     return Cells(
         means=means,
         rows=rows,

@@ -14,13 +14,15 @@ from keepwell.stats.intervals import Interval
 class AttributedValue:
     """The gain over the holdout, by decision and over all decisions that the model made.
 
-    `share` is the gain as a share of the holdout's mean value (None where that is 0 or less).
+    `share` is the gain as a share of the holdout's mean value, `mean_held_out` (None where that is
+    0 or less).
     """
 
     per_decision: Interval
     total: Interval
     decisions: int
     held_out: int
+    mean_held_out: float
     share: float | None
 
     @property
@@ -34,6 +36,7 @@ def attribute_value(
     held_out: npt.ArrayLike,
     *,
     units: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
     level: float = 0.95,
 ) -> AttributedValue:
     """Mean value of decisions outside the holdout minus that inside, and what it sums to.
@@ -42,12 +45,16 @@ def attribute_value(
     customer) decisions of one unit may resemble one another; a unit on both sides is refused, as it
     would carry the model's effect into the holdout.
 
+    `weights` say how often a row counts in its side's mean: where a model had a share of the
+    decisions that changed over time, the holdout's decisions of a time count by that share, so that
+    a good season is not taken for a good model.
+
     Weak at: a small holdout, which decides the width; heavy tails (a few orders are the total);
     values that the model's decisions move from one unit to another (use `switchback`); units that
     stay for longer because of the model, whose later decisions count too.
 
     value: shape (n,), money. held_out: shape (n,), true or 1 for the holdout. units: shape (n,), a
-    key a row. Both sides need two units. Raises ValueError otherwise.
+    key a row. weights: shape (n,), above 0. Both sides need two units. Raises ValueError otherwise.
     Source: Liang and Zeger 1986; Welch 1947; Hall 1992 for the skew of money.
 
     >>> rng = np.random.default_rng(0)
@@ -60,7 +67,12 @@ def attribute_value(
     side = _arrays.labels("held_out", held_out).astype(np.int64)
     _arrays.same_length(value=x, held_out=side)
     _, unit = _arrays.keys("units", np.arange(x.size) if units is None else units, x.size)
-    found = cells(x, side, unit, 2)
+    given = None if weights is None else _arrays.vector("weights", weights)
+    if given is not None:
+        _arrays.same_length(value=x, weights=given)
+        if (given <= 0).any():
+            raise ValueError(f"weights must be above 0, received {given.min():g}")
+    found = cells(x, side, unit, 2, given)
     if (found.units < 2).any():
         message = (
             "both sides must have at least two units, received "
@@ -86,5 +98,6 @@ def attribute_value(
         ),
         decisions=decisions,
         held_out=int(found.rows[1]),
+        mean_held_out=base,
         share=each.estimate / base if base > 0 else None,
     )

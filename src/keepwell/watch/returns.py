@@ -28,36 +28,67 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
     """Its share, by rows, of the prediction log."""
 
 
+class Earned(msgspec.Struct, frozen=True, kw_only=True):
+    """What one version earned at one endpoint, over the baseline or over the units that are held out."""
+
+    endpoint: str
+    version: int
+    unit: str
+    earned: float
+    low: float
+    high: float
+    """Ends of the 95% interval of ``earned``."""
+    decisions: int
+    labelled: int
+    since_plan: int = 0
+    """That since which the holdout stands; 0: over the baseline."""
+
+
 def return_of(
-    entries: Sequence[LedgerEntry], spending: Spending, prices: PriceSettings, *, model: str
+    entries: Sequence[LedgerEntry],
+    spending: Spending,
+    prices: PriceSettings,
+    *,
+    model: str,
+    over: Earned | None = None,
 ) -> Return:
     """Give the return of one version at one endpoint. Raises InvalidInput for no entries, or several units.
 
+    ``over``: what it earned over a holdout, which then stands in place of what the entries say against the baseline.
     A part without a price is left out and told. A part that is priced and not measured leaves no return: it would be
     too good.
     """
-    earned = totals(entries)
+    earned = over or _over_baseline(entries)
+    labelled = max(sum(entry.labelled for entry in entries), earned.labelled)
+    decisions = max(sum(entry.decisions for entry in entries), earned.decisions)
     currency = prices.currency or earned.unit
     costs = (
         _cost("training", "cpu hours", _hours(spending.training_seconds), prices.cpu_hour),
         _cost("serving", "cpu hours", _hours(spending.serving_seconds), prices.cpu_hour),
         _cost("artefact", "GB months", spending.artefact_gb_months, prices.gb_month),
         _cost("log", "GB months", spending.log_gb_months, prices.gb_month),
-        _cost("labels", "labels", float(earned.labelled), prices.label),
+        _cost("labels", "labels", float(labelled), prices.label),
     )
     cost = sum(each.amount for each in costs if each.amount is not None)
     unpriced = [each.name for each in costs if each.price is None]
     unmeasured = [each.name for each in costs if each.price is not None and each.quantity is None]
     notes = []
+    if over is not None:
+        notes.append(f"Earned over the units that are held out since plan {over.since_plan}.")
+        if labelled > over.labelled:
+            notes.append(
+                f"Of its {labelled:,} labelled decisions {labelled - over.labelled:,} are not in it: they came before,"
+                " or a cohort placed them. Its cost is that of all."
+            )
     if len(unpriced) == len(costs):
         notes.append("Nothing is priced: set [prices] in keepwell.toml.")
     elif unpriced:
         notes.append(f"Not priced, so not counted: {', '.join(unpriced)}.")
     if unmeasured:
         notes.append(f"Not measured: {', '.join(unmeasured)}. So there is no return.")
-    if spending.serving_seconds is not None and spending.served < earned.decisions:
+    if spending.serving_seconds is not None and spending.served < decisions:
         notes.append(
-            f"Model calls were measured for {spending.served:,} rows of {earned.decisions:,} decisions."
+            f"Model calls were measured for {spending.served:,} rows of {decisions:,} decisions."
         )
     if currency != earned.unit:
         notes.append(
@@ -66,16 +97,17 @@ def return_of(
     rate = None
     if cost > 0 and not unmeasured and currency == earned.unit:
         rate = Rate(
-            estimate=(earned.difference - cost) / cost,
+            estimate=(earned.earned - cost) / cost,
             low=(earned.low - cost) / cost,
             high=(earned.high - cost) / cost,
         )
     return Return(
-        endpoint=entries[0].endpoint,
+        endpoint=earned.endpoint,
         model=model,
-        version=entries[0].version,
+        version=earned.version,
+        against="baseline" if over is None else "holdout",
         unit=earned.unit,
-        earned=earned.difference,
+        earned=earned.earned,
         low=earned.low,
         high=earned.high,
         decisions=earned.decisions,
@@ -85,6 +117,20 @@ def return_of(
         cost=cost,
         rate=rate,
         notes=tuple(notes),
+    )
+
+
+def _over_baseline(entries: Sequence[LedgerEntry]) -> Earned:
+    earned = totals(entries)
+    return Earned(
+        endpoint=entries[0].endpoint,
+        version=entries[0].version,
+        unit=earned.unit,
+        earned=earned.difference,
+        low=earned.low,
+        high=earned.high,
+        decisions=earned.decisions,
+        labelled=earned.labelled,
     )
 
 

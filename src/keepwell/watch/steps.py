@@ -87,7 +87,9 @@ class Watched:
             for part in parts:
                 versions = self.windows.versions(start)
                 rows = {v: self.windows.rows(start, v, labels=part == "labels") for v in versions}
-                volume = sum(int(own.answered.sum()) for own in rows.values())
+                held_out = self.windows.held_out(start)
+                volume = held_out + sum(int(own.answered.sum()) for own in rows.values())
+                predictions += held_out if part == "data" else 0
                 earlier = self._earlier_volumes(start)
                 for version, own in rows.items():
                     seen = View(

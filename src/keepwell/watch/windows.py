@@ -16,6 +16,7 @@ import numpy.typing as npt
 from keepwell.core.clock import DAY, Time
 from keepwell.core.records.models import Signature
 from keepwell.core.records.predictions import Outcome, Prediction
+from keepwell.core.records.traffic import HOLDOUT
 from keepwell.watch.grid import Grid
 
 Floats = npt.NDArray[np.float64]
@@ -101,6 +102,7 @@ class EndpointWindows:
         self._open: dict[Time, dict[int, _Open]] = {}
         self._answered: dict[Time, set[str]] = {}
         self._mirrored: dict[Time, dict[int, set[str]]] = {}
+        self._held_out: dict[Time, int] = {}
         self._outcomes: dict[Time, dict[str, float]] = {}
         """By the window in which an outcome became known, which is never before its decision's."""
 
@@ -137,12 +139,20 @@ class EndpointWindows:
             needed = max(needed, done)
             if not prediction.mirror and time > self.newest:
                 self.newest = time
+            held_out = not prediction.mirror and (prediction.chosen or prediction.arm) == HOLDOUT
             if prediction.status not in ANSWERED:
+                if held_out:
+                    continue
                 if not prediction.mirror:
                     self._one(start, version).errors.add(prediction.id)
                 continue
             if self._is_repeated(prediction, start):
                 counts.repeated += 1
+                continue
+            if held_out:
+                # They are decisions of the endpoint, and tell nothing of the versions that rollouts put there.
+                self._open.setdefault(start, {})
+                self._held_out[start] = self._held_out.get(start, 0) + 1
                 continue
             groups.setdefault((start, version), []).append(prediction)
         for (start, version), group in groups.items():
@@ -179,6 +189,10 @@ class EndpointWindows:
     def versions(self, start: Time) -> list[int]:
         """List the versions with rows or errors in a window."""
         return sorted(self._open.get(start, {}))
+
+    def held_out(self, start: Time) -> int:
+        """Give how many decisions of a window were held out; they are no version's rows."""
+        return self._held_out.get(start, 0)
 
     def rows(self, start: Time, version: int, *, labels: bool) -> WindowRows:
         """Give one version's rows of a window, with their outcomes if ``labels``."""
@@ -223,6 +237,7 @@ class EndpointWindows:
             del self._open[start]
             self._answered.pop(start, None)
             self._mirrored.pop(start, None)
+            self._held_out.pop(start, None)
         for start in [s for s in self._outcomes if self.grid.labels_close(s) <= self.closed]:
             del self._outcomes[start]
 

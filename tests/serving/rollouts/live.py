@@ -8,7 +8,7 @@ from keepwell.core.clock import DAY
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.core.records.rollouts import Look
 from keepwell.core.records.traffic import Arm, Endpoint
-from keepwell.serving.desk.assign import assigned, draw_of, in_turns
+from keepwell.serving.desk.assign import assigned, draw_of, held_out, in_turns
 from keepwell.serving.desk.policies import unpack_policy
 from keepwell.serving.log.segments import SegmentLog, SegmentWriter
 from keepwell.serving.rollouts.driver import RolloutDriver
@@ -22,6 +22,14 @@ def gain(predictions, outcomes):
 
 def drawn(plan, at, identity, unit, features):
     """Give the arm that a gateway chooses, and the chance that it had."""
+    if plan.holdout is not None:
+        share = plan.holdout.weight / 10_000
+        if held_out([unit], plan.holdout, plan.salt)[0]:
+            return plan.holdout, share
+        arm, chance = drawn(
+            msgspec.structs.replace(plan, holdout=None), at, identity, unit, features
+        )
+        return arm, chance * (1 - share)
     if plan.policy is not None:
         chances = unpack_policy(plan.policy).probabilities([[*features, 1.0]])[0]
         place = 0 if draw_of(identity, plan.salt) < chances[0] else 1
@@ -114,7 +122,7 @@ class Live:
                 predictions.append(
                     Prediction(
                         id=identity, time=at, arrived=at, endpoint="buys", unit=unit,
-                        arms=tuple(a.name for a in plan.arms), arm=arm.name,
+                        arms=tuple(a.name for a in plan.answering), arm=arm.name,
                         propensity=0.0 if mirror else chance, mirror=mirror, plan=plan.revision,
                         version=arm.version, artefact=arm.artefact, features=features,
                         output=None if failed else 0.3 + noise + self.bias[arm.version], latency=100,

@@ -221,3 +221,18 @@ def test_days_too_few_to_tell_chance_from_gain_are_refused_or_told(alone):
 def test_an_appraisal_is_json_and_back(drawn):
     found = told(drawn)
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
+
+
+def test_a_version_is_compared_with_the_units_that_are_held_out(drawn, alone):
+    fifth = pl.int_range(pl.len()) % 5 == 0
+    found = told(drawn.with_columns(held=fifth & (pl.col("arm") == "v1")))
+    # In truth v2 earns 4 a decision, and those held out, whom v1 answers, 3.
+    assert found.over_holdout is not None
+    assert 0.5 < found.over_holdout.low < 1.0 < found.over_holdout.high
+    assert told(drawn).over_holdout is None
+    found = told(alone.with_columns(held=fifth), 3, "z")
+    held = alone.filter(fifth)
+    assert found.over_holdout is not None
+    assert found.over_holdout.estimate == pytest.approx(
+        0.1 * (held["f0"] - held["f1"]).to_numpy().mean()
+    )

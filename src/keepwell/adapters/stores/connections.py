@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from keepwell.adapters.stores.texts import Texts
 from keepwell.core.errors import Conflict, Corrupt, InvalidInput, Unavailable
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision under ``migrations/versions``; a test compares the two."""
 
 

@@ -13,6 +13,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keepwell import __version__
+from keepwell.app.attribution import holdouts
+from keepwell.app.holding import Holding, hold_out, wanted_version
 from keepwell.app.rolling import (
     appraise_version,
     preview_rollout,
@@ -28,7 +30,7 @@ from keepwell.core.records.base import Record
 from keepwell.core.records.evidence import Evidence
 from keepwell.core.records.lifecycle import Activation, Approval, Release, StepResult
 from keepwell.core.records.models import Model, ModelVersion
-from keepwell.core.records.returns import Return
+from keepwell.core.records.returns import HeldOut, Return
 from keepwell.core.records.rollouts import Look, Preview, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
@@ -125,6 +127,17 @@ class SteeringRequest(msgspec.Struct, forbid_unknown_fields=True):
     verb: Literal["pause", "resume", "promote", "rollback"]
     reason: str
     version: int | None = None
+
+
+class HoldoutRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Let a version answer a random share of an endpoint's units whatever rollouts do, or end that."""
+
+    endpoint: str
+    reason: str
+    verb: Literal["set", "end"] = "set"
+    version: Number | None = None
+    share: float = 0.0
+    anew: bool = False
 
 
 class RollbackRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -266,6 +279,22 @@ class Control:
             way=None if body.by == "auto" else body.by,
         )
 
+    def holdout(self, request: Request, body: HoldoutRequest) -> Any:
+        """Hold units out, or end that."""
+        wanted = Holding(
+            endpoint=body.endpoint,
+            version=wanted_version(body.version) if body.verb == "set" else None,
+            share=body.share,
+            reason=body.reason,
+            anew=body.anew,
+        )
+        return hold_out(self._state, wanted, actor=self.actor(request))
+
+    def held_out(self, request: Request) -> Any:
+        """Give every holdout with its units, decisions and money."""
+        del request
+        return holdouts(self._state)
+
     def rollback(self, request: Request, body: RollbackRequest) -> Any:
         """Roll back."""
         who = self.actor(request)
@@ -322,6 +351,8 @@ def routes(state: State) -> list[Route]:
         read = write = None
         if name in COLLECTIONS:
             read = _reading(partial(control.listing, COLLECTIONS[name]))
+        elif name == "holdouts":
+            read = _reading(control.held_out)
         if name in VERBS:
             write = _writing(getattr(control, name.rstrip("s")), VERBS[name][0])
         methods = [method for method, by in (("GET", read), ("POST", write)) if by]
@@ -351,6 +382,7 @@ VERBS: Mapping[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]] = {
     "previews": (RolloutRequest, Preview),
     "steerings": (SteeringRequest, Rollout),
     "appraisals": (AppraisalRequest, Appraisal),
+    "holdouts": (HoldoutRequest, TrafficPlan),
     "rollbacks": (RollbackRequest, TrafficPlan),
 }
 
@@ -391,6 +423,7 @@ def openapi() -> dict[str, Any]:
     kinds = [
         *COLLECTIONS.values(),
         Return,
+        HeldOut,
         Preview,
         *(body for body, _ in VERBS.values()),
         Appraisal,
@@ -411,6 +444,10 @@ def openapi() -> dict[str, Any]:
     items: dict[str, Any] = {"type": "array", "items": {"$ref": "#/components/schemas/Return"}}
     paths["/api/v1/returns"] = {
         "get": _operation("What each version earned, what it cost, and the return on it", items)
+    }
+    items = {"type": "array", "items": {"$ref": "#/components/schemas/HeldOut"}}
+    paths["/api/v1/holdouts"] = {
+        "get": _operation("Who is held out where, and what was earned over them", items)
     }
     for name, kind in COLLECTIONS.items():
         items = {"type": "array", "items": {"$ref": f"#/components/schemas/{kind.__name__}"}}

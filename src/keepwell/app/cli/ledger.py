@@ -30,12 +30,13 @@ def run(given: argparse.Namespace) -> int:
             f"v{each.version}",
             f"{each.labelled:,} of {each.decisions:,}",
             f"{each.earned:+,.0f} {each.unit} ({each.low:,.0f} to {each.high:,.0f})",
+            f"the {each.against}",
             f"{each.cost:,.2f} {each.currency}" if _priced(each) else "not priced",
             rate_text(each),
         )
         for each in found
     ]
-    heads = ("endpoint", "version", "labelled", "earned (95% interval)", "cost", "return")
+    heads = ("endpoint", "version", "labelled", "earned (95% interval)", "over", "cost", "return")
     sys.stdout.write(table(rows, heads) + "\n")
     for each in found:
         lines = [f"  {cost_text(cost, each.currency)}" for cost in each.costs]

@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("approve", "consent to a version, bound to its digests"),
     ("activate", "run the seven steps that put a released version before users"),
     ("rollout", "start, see, steer and replay rollouts; what a version would have earned"),
+    ("holdout", "hold a share of the units out of all rollouts, and see what was earned over them"),
     ("rollback", "give an endpoint's traffic back to the version before"),
     ("drill", "roll back for real beside the live gateway, and time it"),
     ("users", "list who may do what, and their tokens"),
@@ -108,6 +109,8 @@ _EXAMPLES = {
     "          keepwell rollout start flight-delay/2 --strategy 'shadow, canary' --set steps=[0.01,0.1] --dry-run\n"
     "          keepwell rollout status rollout-4f2a91c0; keepwell rollout replay rollout-4f2a91c0\n"
     "          keepwell rollout value flight-delay/2 --since 14d",
+    "holdout": "examples: keepwell holdout set flight-delay --version 1 --share 0.05 --reason 'what do we earn?'\n"
+    "          keepwell holdout show; keepwell holdout end flight-delay --reason 'the quarter is told'",
     "token": "examples: keepwell token create ben --expires 90 --label laptop\n"
     "          keepwell token revoke 3f9a1c20 --reason 'lost laptop'",
     "completion": "example: keepwell completion bash > ~/.local/share/bash-completion/completions/keepwell",
@@ -277,6 +280,36 @@ def _rollout(parser: argparse.ArgumentParser) -> None:
     _who(parser)
 
 
+def _holdout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "verb",
+        nargs="?",
+        default="show",
+        choices=["set", "show", "end"],
+        help="what to do (default: show)",
+    )
+    parser.add_argument(
+        "endpoint", nargs="?", default="", help="(default: the only one; with show: all)"
+    )
+    parser.add_argument(
+        "--version", type=int, default=None, help="with set: which version answers them"
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.0,
+        help="with set: the share of the units, 0.05 for one in twenty; at most 0.5",
+    )
+    parser.add_argument(
+        "--anew",
+        action="store_true",
+        help="with set: end the comparison with the holdout that stands, and begin another",
+    )
+    parser.add_argument("--reason", default="", help="why, in a sentence")
+    _dry_run(parser)
+    _who(parser)
+
+
 def _rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("endpoint")
     parser.add_argument("--reason", required=True, help="why, in a sentence")
@@ -344,7 +377,7 @@ _ARGUMENTS = {
     "init": _init, "up": _up, "demo": _demo, "train": _train, "release": _release, "approve": _approve,
     "activate": _activate, "rollout": _rollout, "rollback": _rollback, "status": _nothing,
     "reload": _reload, "evidence": _evidence, "audit": _audit, "doctor": _nothing, "users": _nothing, "token": _token,
-    "completion": _completion, "drill": _drill, "ledger": _nothing,
+    "completion": _completion, "drill": _drill, "holdout": _holdout, "ledger": _nothing,
 }  # fmt: skip
 
 

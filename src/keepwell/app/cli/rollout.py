@@ -190,6 +190,11 @@ def _value(given: argparse.Namespace, state: State) -> int:
             f" and {found.trained_on:,} in its training time are left out"
         ),
     ]
+    over = found.over_holdout
+    if over is not None:
+        lines.append(
+            f"  over the units that are held out {over.estimate:+.4g} ({level} {over.low:.4g} to {over.high:.4g})"
+        )
     if found.effective is not None and found.snips is not None:
         lines.append(
             f"  effective sample {found.effective:,.0f}; by weights alone {found.snips.estimate:.4g}"

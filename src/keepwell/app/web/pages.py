@@ -49,6 +49,7 @@ from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
 from keepwell.core.statements import read_evidence
+from keepwell.serving.rollouts.holdouts import standing_since
 from keepwell.serving.rollouts.plans import describe_plan, latest_plan
 from keepwell.watch.health import health
 
@@ -208,6 +209,7 @@ class Pages:
             trouble=trouble,
             rollouts=store.find(Rollout, {"endpoint": name}, order=["-started"]),
             plans=store.find(TrafficPlan, {"endpoint": name}, order=["-revision"], limit=PAGE),
+            held=standing_since(store.find(TrafficPlan, {"endpoint": name})),
         )
 
     def rollout(self, request: Request) -> Response:
@@ -328,6 +330,7 @@ class Pages:
 
     def ledger(self, request: Request) -> Response:
         """What was earned, and what it cost."""
+        from keepwell.app.attribution import holdouts
         from keepwell.app.spending import returns
         from keepwell.watch.totals import totals
 
@@ -338,6 +341,7 @@ class Pages:
             request,
             entries=entries,
             returns=returns(self._state),
+            held=holdouts(self._state),
             total=totals(entries) if entries else None,
             chart=line_chart(points, label="Gain over the baseline per window", reference=0.0),
         )

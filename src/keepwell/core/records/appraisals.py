@@ -49,5 +49,7 @@ class Appraisal(Value, frozen=True, kw_only=True):
     """Of the propensity way: rows or units that its weights leave."""
     snips: Range | None = None
     """Of the propensity way: the value by weights alone, for comparison."""
+    over_holdout: Range | None = None
+    """The version's value less that of the units that are held out; None where they or its own are too few."""
     notes: tuple[str, ...] = ()
     """What it rests on, in plain words."""

@@ -11,6 +11,11 @@ from keepwell.core.records.base import Record, Value
 BUCKETS = 10_000
 """Weights are whole numbers of this many buckets (a hundredth of a per cent each)."""
 
+HOLDOUT = "holdout"
+"""The arm of units that are held out; no other arm bears this name."""
+MOST_HELD_OUT = BUCKETS // 2
+"""More held out than served would not be a holdout."""
+
 LogLevel = Literal["sync", "group", "sampled"]
 Gap = Literal["refuse", "hold"]
 
@@ -104,7 +109,7 @@ class TrafficPlan(Record, frozen=True, kw_only=True):
 
     TABLE = "traffic_plans"
     KEY = ("endpoint", "revision")
-    ADDED: ClassVar = ("cohorts", "gap", "gap_seconds", "policy", "period")
+    ADDED: ClassVar = ("cohorts", "gap", "gap_seconds", "policy", "period", "holdout")
 
     endpoint: str
     revision: int
@@ -118,6 +123,8 @@ class TrafficPlan(Record, frozen=True, kw_only=True):
     """Draws the arm of every row that no cohort placed; the weights then part nothing."""
     period: Period | None = None
     """Arms take turns: the weights part periods of time, not units."""
+    holdout: Arm | None = None
+    """Answers a random share of the units, its weight, whatever the other arms do; those part only the rest."""
     fallback: str = ""
     """Arm that answers when the chosen one fails."""
     gap: Gap = "refuse"
@@ -127,3 +134,8 @@ class TrafficPlan(Record, frozen=True, kw_only=True):
     reason: str
     by: str
     created: Time
+
+    @property
+    def answering(self) -> tuple[Arm, ...]:
+        """List everything that may answer: the arms, and behind them the holdout."""
+        return self.arms if self.holdout is None else (*self.arms, self.holdout)

@@ -1,4 +1,4 @@
-"""Who answers whom: cohorts first, then a keyed hash of the unit and the plan's weights, or a policy's draw."""
+"""Who answers whom: cohorts, then the holdout, then a keyed hash of the unit and the weights or a policy's draw."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from keepwell.serving.desk.policies import Drawing
 from keepwell.serving.editions import EndpointEdition
 from keepwell.serving.log.batches import Places
 
+_BUCKETS = np.uint64(BUCKETS)
+
 
 def bucket_of(unit: str, salt: str) -> int:
     """Give the unit's bucket, 0 to 9,999: the same on every worker and after every restart.
@@ -26,6 +28,20 @@ def bucket_of(unit: str, salt: str) -> int:
     True
     """
     return int(buckets_of([unit], _key(salt))[0])
+
+
+def held_out(names: Sequence[str], holdout: Arm | None, salt: str) -> npt.NDArray[np.bool_]:
+    """Tell which units are held out, shape (n,): the same ones for as long as the salt and the share stay.
+
+    A larger share holds out the same units and more. Who is held out says nothing of the bucket that decides the arm.
+
+    >>> arm = Arm(name="holdout", model="m", version=1, artefact="", weight=500)
+    >>> held_out(["N14228", "N24211", "N619AA"], arm, "spring").tolist()
+    [False, False, False]
+    """
+    if holdout is None:
+        return np.zeros(len(names), dtype=np.bool_)
+    return _inside(_hashes(names, _key(salt)), holdout.weight)
 
 
 def mirror_bucket_of(unit: str, salt: str) -> int:
@@ -59,7 +75,14 @@ def _hashes(names: Sequence[str], key: bytes) -> npt.NDArray[np.uint64]:
 
 def buckets_of(names: Sequence[str], key: bytes) -> npt.NDArray[np.uint64]:
     """Give the buckets of many units at once, shape (n,)."""
-    return _hashes(names, key) % np.uint64(BUCKETS)
+    return _hashes(names, key) % _BUCKETS
+
+
+def _inside(hashes: npt.NDArray[np.uint64], weight: int) -> npt.NDArray[np.bool_]:
+    # The arms' buckets are the remainder, and this is of what is left: of 64 bits that is a number of its own, and one
+    # hash gives both.
+    held: npt.NDArray[np.bool_] = hashes // _BUCKETS % _BUCKETS < weight
+    return held
 
 
 def assigned(names: Sequence[str], arms: Sequence[Arm], salt: str) -> Places:
@@ -135,7 +158,8 @@ class Assignment:
 
     def __init__(self, edition: EndpointEdition, signature: Signature | None) -> None:
         arms = edition.arms
-        self._count = len(arms)
+        self._count = len(edition.answering)
+        self._held = edition.holdout.weight if edition.holdout is not None else 0
         names = [arm.name for arm in arms]
         self.cohorts = tuple(cohort for cohort in edition.cohorts if cohort.arm in names)
         """Those whose arm may answer."""
@@ -162,7 +186,8 @@ class Assignment:
             else None
         )
         """Says whose turn it is, where arms take turns."""
-        self.sole = self._whole if not self._rules and self._drawing is None else -1
+        alone = not self._rules and self._drawing is None and not self._held
+        self.sole = self._whole if alone else -1
         """Place of the one arm that answers every row; below 0 if there is no such arm."""
 
     def place(self, rows: Rows) -> Placed:
@@ -172,6 +197,10 @@ class Assignment:
             return Placed()
         cohorts = self._cohorts(rows) if self._rules else None
         propensities = None
+        held: npt.NDArray[np.bool_] | None = None
+        if self._held:
+            hashes = _hashes(_keys(rows.units, rows.names), self._key)
+            held = _inside(hashes, self._held)
         if self._drawing is not None:
             probabilities = self._drawing.probabilities(rows.matrix)
             uniform = _uniform(rows.names(), self._draw_key)
@@ -180,12 +209,18 @@ class Assignment:
         elif self.turning is not None:
             arms = self.turning.place(rows)
         elif self._whole >= 0:
-            if self._whole == 0 and cohorts is None:
+            if self._whole == 0 and cohorts is None and (held is None or not held.any()):
                 return Placed()
             arms = np.full(n, self._whole)
         else:
-            buckets = buckets_of(_keys(rows.units, rows.names), self._key)
-            arms = self._laid[self._edges.searchsorted(buckets, side="right")]
+            if held is None:
+                hashes = _hashes(_keys(rows.units, rows.names), self._key)
+            arms = self._laid[self._edges.searchsorted(hashes % _BUCKETS, side="right")]
+        if held is not None:
+            arms = np.where(held, self._count - 1, arms)
+            if propensities is not None:
+                share = self._held / BUCKETS
+                propensities = np.where(held, share, propensities * (1 - share))
         if cohorts is None:
             return Placed(arms, arms, propensities)
         inside = cohorts >= 0

@@ -42,6 +42,7 @@ class Serving(msgspec.Struct, frozen=True, eq=False, weakref=True):
     edition: EndpointEdition
     codec: Codec | None
     arms: tuple[Loaded, ...]
+    """Those that may answer; a holdout is the last."""
     mirrors: tuple[Loaded, ...]
     names: tuple[str, ...]
     answerers: tuple[Answerer, ...]
@@ -70,7 +71,7 @@ class Loader:
         needed: set[str] = set()
         endpoints: dict[str, Serving] = {}
         for endpoint in edition.endpoints:
-            arms = tuple(self._arm(arm, needed) for arm in endpoint.arms)
+            arms = tuple(self._arm(arm, needed) for arm in endpoint.answering)
             mirrors: list[Loaded] = []
             left_out: list[str] = []
             for arm in endpoint.mirrors:
@@ -90,12 +91,9 @@ class Loader:
                 codec=codec,
                 arms=arms,
                 mirrors=tuple(mirrors),
-                names=tuple(arm.name for arm in endpoint.arms),
+                names=tuple(arm.name for arm in endpoint.answering),
                 answerers=(
-                    *(
-                        Answerer(arm.name, arm.version, arm.artefact, arm.weight)
-                        for arm in endpoint.arms
-                    ),
+                    *_answerers(endpoint),
                     *(
                         Answerer(arm.name, arm.version, arm.artefact, BUCKETS, cohort.label)
                         for cohort in assignment.cohorts
@@ -107,7 +105,7 @@ class Loader:
                 tails=tuple(
                     b","
                     + encode({"version": arm.version, "plan": endpoint.plan, "arm": arm.name})[1:]
-                    for arm in endpoint.arms
+                    for arm in endpoint.answering
                 ),
                 fallback=next(
                     (k for k, arm in enumerate(endpoint.arms) if arm.name == endpoint.fallback),
@@ -149,6 +147,24 @@ class Loader:
         if self._links is None:
             raise Unavailable("A model with a process of its own is served by gateways only.")
         return self._links.open(artefact), package
+
+
+def _answerers(endpoint: EndpointEdition) -> list[Answerer]:
+    """List who may answer by chance, each with its share of all units: in whole numbers, so that they add up to 1."""
+    held = endpoint.holdout
+    if held is None:
+        return [Answerer(arm.name, arm.version, arm.artefact, arm.weight) for arm in endpoint.arms]
+    left = BUCKETS - held.weight
+    return [
+        Answerer(
+            arm.name,
+            arm.version,
+            arm.artefact,
+            arm.weight * (BUCKETS if arm is held else left),
+            out_of=BUCKETS**2,
+        )
+        for arm in endpoint.answering
+    ]
 
 
 def _problem(predictor: Predictor, package: Package, folder: Path) -> str:

@@ -29,9 +29,11 @@ class Answerer(msgspec.Struct, frozen=True, array_like=True):
     version: int
     artefact: str
     weight: int
-    """Out of 10,000: of an arm, how many buckets it has; of a mirror, how many it sees."""
+    """Of an arm, how many buckets it has; of a mirror, how many it sees."""
     cohort: str = ""
     """Which cohort the arm answers here, whatever the buckets say."""
+    out_of: int = BUCKETS
+    """What ``weight`` is out of: more than 10,000 where the arms part only what a holdout leaves."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -137,7 +139,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         propensities = (
             np.frombuffer(self.propensities, dtype="<f8")[start:stop].tolist()
             if self.propensities
-            else [self.answerers[k].weight / BUCKETS for k in chosen]
+            else [self.answerers[k].weight / self.answerers[k].out_of for k in chosen]
         )
         made = []
         for k in range(n):

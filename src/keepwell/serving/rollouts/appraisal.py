@@ -20,7 +20,8 @@ from keepwell.core.errors import InvalidInput
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.records.appraisals import Appraisal, Range, Way
 from keepwell.core.records.models import ModelVersion, Signature
-from keepwell.core.records.traffic import TrafficPlan
+from keepwell.core.records.traffic import Arm, TrafficPlan
+from keepwell.stats.attribution import attribute_value
 from keepwell.stats.intervals import FEW_CLUSTERS, Interval
 from keepwell.stats.off_policy import (
     LEAST_EFFECTIVE,
@@ -55,11 +56,15 @@ def appraise(
 ) -> Appraisal:
     """Tell what the version would have earned on a table of ``read_decisions``.
 
+    A column ``held`` (``attribution.with_held``) says whose units are held out, to compare with those too.
+
     ``way`` None: by propensities where chance gave the version a part of the decisions, else by replay. ``signatures``
     are those of the versions in the log, ``plans`` those of the endpoint. Raises EffectiveSampleTooSmall, InvalidInput
     for a log without what the version needs.
     """
     kept = table if trained_until is None else table.filter(pl.col("time") >= trained_until)
+    if "held" not in kept.columns:
+        kept = kept.with_columns(held=pl.lit(None, dtype=pl.Boolean))
     known = kept.filter(
         pl.col("outcome").is_not_null()
         & pl.col("output").is_not_null()
@@ -104,8 +109,7 @@ def _drawn(
     arms = [
         {"plan": plan.revision, "assigned": arm.name}
         for plan in plans
-        for arm in plan.arms
-        if arm.version == version.version
+        for arm in _arms_of(plan, version)
     ]
     own = pl.DataFrame(arms, schema={"plan": pl.Int64, "assigned": pl.String}).unique()
     return (
@@ -135,6 +139,13 @@ def _clusters(
     return np.array(keys) if several else None
 
 
+def _arms_of(plan: TrafficPlan, version: ModelVersion) -> list[Arm]:
+    """List the version's arms; that of the units held out only where it has no other, or it would count twice."""
+    own = [arm for arm in plan.arms if arm.version == version.version]
+    held = plan.holdout
+    return own or ([held] if held is not None and held.version == version.version else [])
+
+
 def _weighed(
     drawn: pl.DataFrame,
     gain: Gain,
@@ -145,7 +156,7 @@ def _weighed(
 ) -> Appraisal:
     if drawn.height < 2:
         raise EffectiveSampleTooSmall(0.0, LEAST_EFFECTIVE, drawn.height)
-    worth = _worth(gain, _outputs(drawn["output"]), drawn)
+    worth = _worth(gain, outputs_of(drawn["output"]), drawn)
     arm = drawn["own"].to_numpy().astype(np.int64)
     propensity = drawn["propensity"].to_numpy()
     # The weights alone first: they refuse a log that says too little, before a model is fitted to it.
@@ -164,6 +175,7 @@ def _weighed(
             " the logged propensities are not those that chance had. Do not rely on this."
         )
     return Appraisal(
+        over_holdout=_over_holdout(worth, drawn, arm == 1),
         rows=drawn.height,
         value=_range(found.value),
         logged=found.logged,
@@ -175,6 +187,19 @@ def _weighed(
         notes=tuple(notes),
         **shared,
     )
+
+
+def _over_holdout(worth: Floats, drawn: pl.DataFrame, own: npt.NDArray[np.bool_]) -> Range | None:
+    """Weigh the version's decisions up to all that are not held out, and compare them with those that are."""
+    held = drawn["held"].fill_null(value=False).to_numpy()
+    own = own & drawn["held"].is_not_null().to_numpy() & ~held
+    units = drawn["unit"].to_numpy()
+    if any(len(np.unique(units[side])) < LEAST_EFFECTIVE for side in (own, held)):
+        return None
+    rows = own | held
+    weights = np.where(held, 1.0, 1 / drawn["propensity"].to_numpy())
+    found = attribute_value(worth[rows], held[rows], units=units[rows], weights=weights[rows])
+    return _range(found.per_decision)
 
 
 def _replayed(
@@ -206,12 +231,17 @@ def _replayed(
             (
                 rows["time"].to_numpy() // DAY,
                 _worth(gain, np.asarray(answers, dtype=np.float64), rows),
-                _worth(gain, _outputs(rows["output"]), rows),
+                _worth(gain, outputs_of(rows["output"]), rows),
+                rows["held"].fill_null(value=False).to_numpy(),
             )
         )
-    day, ours, theirs = (np.concatenate(column) for column in zip(*parts, strict=True))
+    day, ours, theirs, held = (np.concatenate(column) for column in zip(*parts, strict=True))
     found = value_against_baseline(ours, theirs, clusters=day)
     alone = value_against_baseline(ours, np.zeros_like(ours), clusters=day)
+    over = None
+    if held.sum() >= LEAST_EFFECTIVE and len(np.unique(day[held])) > 1:
+        inside = value_against_baseline(ours[held], theirs[held], clusters=day[held])
+        over = _range(inside.per_decision)
     notes.insert(
         0,
         "A replay: others answered, and its answers are priced by the outcomes in the log. That is right where the"
@@ -228,6 +258,7 @@ def _replayed(
         gain=_range(found.per_decision),
         total=_range(found.total),
         clusters=found.per_decision.clusters,
+        over_holdout=over,
         notes=tuple(notes),
         **shared,
     )
@@ -237,7 +268,9 @@ def _worth(gain: Gain, outputs: Floats, rows: pl.DataFrame) -> Floats:
     return np.asarray(gain(outputs, rows["outcome"].to_numpy()), dtype=np.float64)
 
 
-def _outputs(column: pl.Series) -> Floats:
+def outputs_of(column: pl.Series) -> Floats:
+    """Give logged answers as numbers, shape (n,) or (n, classes)."""
+    """Give logged answers as numbers, shape (n,) or (n, classes)."""
     if column.dtype == pl.String:  # answers of several types, as JSON
         return np.array([msgspec.json.decode(text) for text in column], dtype=np.float64)
     return np.array(column.to_list(), dtype=np.float64)

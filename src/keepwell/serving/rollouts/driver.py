@@ -45,6 +45,7 @@ from keepwell.serving.rollouts.history import (
     known_of,
     reach_back,
 )
+from keepwell.serving.rollouts.holdouts import misfits
 from keepwell.serving.rollouts.observations import Gathering, Observations
 from keepwell.serving.rollouts.plans import (
     Content,
@@ -266,6 +267,7 @@ class RolloutDriver:
         if seen is not None:
             rollout.memory.update(self._remembered(rollout, *seen, store=store))
         problems = [str(error) for error in wrong]
+        problems += misfits(plan, (version, *others), store=store)
         numbers = rollout.challengers
         problems += [
             f"Version {number} is named twice."

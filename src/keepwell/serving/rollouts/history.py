@@ -14,6 +14,7 @@ import numpy as np
 from keepwell.core.clock import DAY, Time
 from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
+from keepwell.core.records.traffic import HOLDOUT
 from keepwell.serving.rollouts.evidence import by_unit, health
 from keepwell.serving.rollouts.metrics import outcome_rows
 from keepwell.serving.rollouts.observations import Floats, Gathering, Keys, Observations
@@ -139,7 +140,8 @@ def read_again(log: PredictionLog, endpoint: str, reach: Reach) -> Observations:
 
 
 def _within(seen: Observations, reach: Reach) -> Observations:
-    return seen.pick((seen.time >= reach.since) & ~seen.mirror)
+    # Who was held out is so still, mostly: a rollout cannot count on those units.
+    return seen.pick((seen.time >= reach.since) & ~seen.mirror & ~seen.of(HOLDOUT))
 
 
 def known_of(

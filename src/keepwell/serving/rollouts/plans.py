@@ -32,6 +32,8 @@ class Content(TypedDict, total=False):
     cohorts: tuple[Cohort, ...]
     policy: LinearPolicyState | None
     period: Period | None
+    holdout: Arm | None
+    """Left out: it stays as it is in the plan in force."""
     fallback: str | None
     """None: the first of several arms; empty: no arm."""
     gap: Gap
@@ -39,14 +41,15 @@ class Content(TypedDict, total=False):
 
 
 def content_of(plan: TrafficPlan) -> Content:
-    """Give what a plan says, to say it again."""
+    """Give what a plan says, to say it again: not whom it holds out, which is no matter of rollouts."""
     return Content(
         arms=plan.arms,
         mirrors=plan.mirrors,
         cohorts=plan.cohorts,
         policy=plan.policy,
         period=plan.period,
-        fallback=plan.fallback,
+        # Of one arm it is nobody, or that arm itself, as somebody is held out or not.
+        fallback=plan.fallback if len(plan.arms) > 1 else None,
         gap=plan.gap,
         gap_seconds=plan.gap_seconds,
     )
@@ -71,6 +74,7 @@ def write_plan(
 
     A plan without arms takes the endpoint out of use: what is called there is answered by nobody, or waits
     for ``gap_seconds``. Without a ``fallback`` the first of several arms is it; an empty one says that there is none.
+    Without a ``holdout`` that of the plan in force stays; None ends it.
     Raises Conflict if another writer was first, Refused for what ``plan_problems`` finds.
     """
     before = latest_plan(endpoint, store=transaction)
@@ -105,7 +109,9 @@ def next_plan(
 ) -> TrafficPlan:
     """Make the plan that follows; the one before, if it says the same."""
     arms = content["arms"]
+    held = content.get("holdout", before.holdout if before else None)
     given: dict[str, Any] = {name: value for name, value in content.items() if value is not None}
+    several = len(arms) > 1 or (bool(arms) and held is not None)
     plan = TrafficPlan(
         endpoint=endpoint,
         revision=before.revision + 1 if before else 1,
@@ -114,7 +120,7 @@ def next_plan(
         reason=reason,
         by=actor,
         created=now,
-        **({"fallback": arms[0].name if len(arms) > 1 else ""} | given),
+        **({"fallback": arms[0].name if several else ""} | given | {"holdout": held}),
     )
     if before is not None and plan == msgspec.structs.replace(
         before, revision=plan.revision, reason=reason, by=actor, created=now
@@ -135,7 +141,10 @@ def arm_of(version: ModelVersion, *, name: str = "challenger") -> Arm:
 
 
 def describe_plan(plan: TrafficPlan) -> str:
-    """Say in a line who answers: ``v3 100% (4f2a...), mirrors v4``."""
+    """Say in a line who answers: ``v3 100% (4f2a...), mirrors v4``.
+
+    Where units are held out: ``v1 5% (9b01...) held out; of the rest v3 100% (4f2a...)``.
+    """
     arms = ", ".join(f"v{a.version} {a.weight / 100:g}% ({short(a.artefact)})" for a in plan.arms)
     cohorts = "".join(f", {cohort.label} to {cohort.arm}" for cohort in plan.cohorts)
     drawn = f", drawn by {plan.policy.kind}" if plan.policy else ""
@@ -148,4 +157,17 @@ def describe_plan(plan: TrafficPlan) -> str:
         for a in plan.mirrors
     )
     held = f" (requests wait {plan.gap_seconds:g} s)" if plan.gap == "hold" and not arms else ""
-    return (arms or "nobody") + held + cohorts + drawn + (f", mirrors {mirrors}" if mirrors else "")
+    out = plan.holdout
+    first = (
+        f"v{out.version} {out.weight / 100:g}% ({short(out.artefact)}) held out; of the rest "
+        if out is not None
+        else ""
+    )
+    return (
+        first
+        + (arms or "nobody")
+        + held
+        + cohorts
+        + drawn
+        + (f", mirrors {mirrors}" if mirrors else "")
+    )

@@ -10,8 +10,8 @@ from keepwell.core.ports.store import Reader
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.rollouts import Look, Rollout
-from keepwell.core.records.traffic import TrafficPlan
-from keepwell.serving.desk.assign import assigned, in_turns
+from keepwell.core.records.traffic import HOLDOUT, TrafficPlan
+from keepwell.serving.desk.assign import assigned, held_out, in_turns
 from keepwell.serving.desk.codec import text_of
 from keepwell.serving.log.batches import Places
 from keepwell.serving.rollouts.controllers import (
@@ -128,15 +128,25 @@ def _assignments(
                 by_plan.setdefault(plan.revision, []).append(prediction)
         for revision, predictions in by_plan.items():
             plan = plans[revision]
-            places = _places(plan, predictions, store)
             checked += len(predictions)
-            for prediction, place in zip(predictions, places.tolist(), strict=True):
-                arm, logged = plan.arms[place].name, prediction.chosen or prediction.arm
-                if arm != logged:
+            arms = _arms_of(plan, predictions, store)
+            for prediction, arm in zip(predictions, arms, strict=True):
+                logged = prediction.chosen or prediction.arm
+                if arm != logged and (arm or logged == HOLDOUT):
                     wrong.append(
                         f"decision {prediction.id}: it was assigned to {logged!r};"
-                        f" computed again it goes to {arm!r} (plan {revision})"
+                        f" computed again it goes to {arm or 'an arm'!r} (plan {revision})"
                     )
+
+
+def _arms_of(plan: TrafficPlan, predictions: list[Prediction], store: Reader) -> list[str]:
+    """Name the arms again; empty where a policy drew it from features, for whoever is not held out."""
+    held = held_out([p.unit for p in predictions], plan.holdout, plan.salt).tolist()
+    if plan.policy is not None:
+        return [HOLDOUT if out else "" for out in held]
+    places = _places(plan, predictions, store).tolist()
+    names = [arm.name for arm in plan.arms]
+    return [HOLDOUT if out else names[k] for out, k in zip(held, places, strict=True)]
 
 
 def _places(plan: TrafficPlan, predictions: list[Prediction], store: Reader) -> Places:
@@ -153,6 +163,6 @@ def _places(plan: TrafficPlan, predictions: list[Prediction], store: Reader) -> 
 
 
 def _by_chance(prediction: Prediction, plan: TrafficPlan) -> bool:
-    return (
-        not prediction.mirror and not prediction.cohort and plan.policy is None and bool(plan.arms)
-    )
+    if prediction.mirror or prediction.cohort or not plan.arms:
+        return False
+    return plan.policy is None or plan.holdout is not None

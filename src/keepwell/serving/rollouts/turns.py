@@ -9,6 +9,7 @@ import numpy as np
 
 from keepwell.core.clock import DAY, Time
 from keepwell.core.ports.rollouts import Gain
+from keepwell.core.records.traffic import HOLDOUT
 from keepwell.serving.rollouts.observations import (
     ERROR,
     FALLBACK,
@@ -104,7 +105,8 @@ def _turns(
     *,
     wait: Time,
 ) -> Turns:
-    drawn = ~seen.mirror & ~seen.placed
+    # Whoever is held out takes part in nobody's turn.
+    drawn = ~seen.mirror & ~seen.placed & ~seen.of(HOLDOUT)
     begin = seen.time // turning.period * turning.period
     first = int(seen.time[drawn].min()) if drawn.any() else 0
     # The turn in which the rollout began belongs to it in part only.

@@ -175,7 +175,7 @@ class Runtimes:
     def _follow(self) -> None:
         wanted: dict[tuple[str, int], tuple[Path, str]] = {}
         for endpoint in self._shelf.read().endpoints:
-            for arm in (*endpoint.arms, *endpoint.mirrors):
+            for arm in (*endpoint.answering, *endpoint.mirrors):
                 folder = self._shelf.artefact_folder(arm.artefact)
                 try:
                     package = msgspec.json.decode(
