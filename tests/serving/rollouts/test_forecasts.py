@@ -15,8 +15,8 @@ from keepwell.core.clock import DAY
 from keepwell.core.errors import InvalidInput, NotFound
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.serving.log.compaction import Compactor
-from keepwell.serving.rollouts import forecasts
-from keepwell.serving.rollouts.history import Known, known_of
+from keepwell.serving.rollouts import forecasts, history
+from keepwell.serving.rollouts.history import Known, known_of, reach_back, read_again
 from keepwell.serving.rollouts.strategies.ab import AB, ABRules
 from keepwell.serving.rollouts.strategies.blue_green import BlueGreen, BlueGreenRules
 from keepwell.serving.rollouts.strategies.canary import Canary, CanaryRules
@@ -30,6 +30,10 @@ KNOWN = Known(
 
 def forecast(controller, name, state):
     return forecasts.forecast(controller, name, state)
+
+
+def looked_back(log, *, newest):
+    return reach_back(log, "buys", newest=newest)
 
 
 def summed(seen):
@@ -108,7 +112,7 @@ def test_ab_is_told_its_chance_and_how_long_half_of_such_tests_take(horizon):
 def test_without_known_traffic_there_is_a_warning_and_no_refusal():
     state = state_of(CanaryRules(steps=(0.001,), min_rows=10**6))
     assert Canary().problems(state) == []
-    assert "No traffic is known there yet" in forecast(Canary(), "canary", state).notes[0]
+    assert "No traffic is known there" in forecast(Canary(), "canary", state).notes[0]
     brief = msgspec.structs.replace(state, known=msgspec.structs.replace(KNOWN, days=0.2))
     assert Canary().problems(brief) == []
     assert "little to go by" in forecast(Canary(), "canary", brief).notes[1]
@@ -219,3 +223,28 @@ def test_a_script_that_knows_nothing_of_keepwell_finds_the_same_at_the_horizon(k
     assert said["judged"] == last.measured["judged"]
     for name in ("mean", "z", "critical", "low", "high"):
         assert said[name] == pytest.approx(facts[name], rel=1e-6), name
+
+
+def test_of_a_great_log_only_what_is_needed_is_read(known, tmp_path, monkeypatch):
+    known.writer.close()
+    log = tmp_path / "log"
+    known.writer = None
+    reach, seen = looked_back(known.log, newest=0)
+    assert len(seen) == 480
+    Compactor(log).run([{path.name: 10**12 for path in log.glob("*.seg")}])
+    again = read_again(known.log, "buys", reach)
+    assert all(
+        np.array_equal(getattr(again, name), getattr(seen, name), equal_nan=name == "outcome")
+        for name in ("time", "decision", "unit", "status", "outcome")
+    )
+    newest = seen.watermark
+    assert known.log.past(newest) == {}
+    assert list(known.log.past(newest + DAY)) == ["w-0001.seg"]
+    assert known.log.count_since(0) == 960
+    assert known.log.count_since(newest + DAY) == 0
+    # Where more comes in those days than may be read, fewer days are looked at.
+    monkeypatch.setattr(history, "ROWS", 300)
+    _, fewer = looked_back(known.log, newest=newest)
+    assert 0 < len(fewer) < 480
+    monkeypatch.setattr(history, "MOST_ROWS", 10)
+    assert looked_back(known.log, newest=newest) is None

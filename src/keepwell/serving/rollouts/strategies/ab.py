@@ -137,6 +137,11 @@ class AB:
                 f"cuped: the model has no numeric feature {rules.cuped!r}."
                 f" {near_miss(rules.cuped, state.numeric)} Or say true: the unit's gain before the rollout."
             )
+        if rules.cuped is True and state.known is None:
+            found.append(
+                "cuped: of the days before nothing is known, so there is nothing to adjust by."
+                " Leave it out, or name a numeric feature."
+            )
         found += discovery_problems(rules.metrics, state)
         found += guardrail_problems(rules.guardrails, state)
         if not found:
