@@ -140,7 +140,8 @@ def standing(tmp_path_factory):
 @pytest.mark.parametrize(
     ("strategy", "rules", "says"),
     [
-        ("canary", {"steps": [0.005, 0.5], "min_rows": 100}, r"step 1 of 2: 100 decisions at 0.005 of 9\d.* max_days is 28.*greater share"),
+        ("canary", {"steps": [0.005, 0.5], "min_rows": 100}, r"step 1 of 2: 100 decisions at 0.005 of 9\d.* max_days is 28.*greater shares"),
+        ("canary", {"steps": [0.1, 0.15], "min_rows": 200}, r"step 2 of 2: 200 decisions.* take 13.\d days, after 20.\d days before"),
         ("ab", {"horizon": 300}, r"horizon: 300 units of an arm with 0.5 of them take 155 days.* 131 come by then"),
         ("ab", {"min_rows": 300}, r"min_rows: 300 units of an arm"),
         ("shadow", {"share": 0.01, "min_rows": 100}, r"share: 100 pairs"),
@@ -180,7 +181,7 @@ def test_a_rollout_remembers_what_was_foretold_and_computes_it_again(known, tmp_
     assert "480 decisions, 400 units of the last" in told.notes[0]
     assert told.expected[1].power > 0
     known.units = 1000
-    known.run(requests=80)
+    known.run(requests=160)
     assert known.rollout.state == "promoted", known.rollout.reason
     last = known.store.find(Look, {"rollout": "r"}, order=["-number"], limit=1)[0]
     facts = last.measured["gain"]["challenger"]

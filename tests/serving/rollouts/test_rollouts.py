@@ -417,6 +417,7 @@ def test_multivariate_tells_what_each_factor_does(tmp_path):
     ("factors", "says"),
     [
         ({}, "nothing of version"),
+        ({**FACTORS, "9": FACTORS["4"]}, "factors: version 9 takes no part"),
         ({**FACTORS, "4": {"model": "new"}}, "a level of each factor"),
         ({**FACTORS, "4": FACTORS["3"]}, "No version stands for the combination features=many, model=new"),
     ],

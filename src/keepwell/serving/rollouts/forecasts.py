@@ -91,17 +91,29 @@ def share_problems(shares: dict[str, float]) -> list[str]:
 
 
 def slow_decisions(
-    state: State, rows: float, *, share: float, rule: str, what: str, way_out: str
+    state: State,
+    rows: float,
+    *,
+    share: float,
+    rule: str,
+    what: str,
+    way_out: str,
+    after: float = 0.0,
 ) -> list[str]:
-    """Tell whether so many decisions of a share take longer than ``max_days``; nothing if traffic is not known."""
+    """Tell whether so many decisions of a share take longer than ``max_days``; nothing if traffic is not known.
+
+    ``after``: days that have gone by then, by steps before or until labels come.
+    """
     known = state.known
     if known is None or not known.sure or state.champion is None:
         return []
     days = rows / (known.per_day * share)
     most: float = state.rules.max_days
-    if days <= most:
+    if days + after <= most:
         return []
     told = f"{rows:,.0f} {what} at {share:.4g} of {known.per_day:,.0f} decisions a day take {spell_days(days)}"
+    if after:
+        told += f", after {spell_days(after)} before"
     return [f"{rule}: {told}, and max_days is {most:g}. {way_out}"]
 
 
