@@ -228,6 +228,7 @@ def test_a_script_that_knows_nothing_of_keepwell_finds_the_same_at_the_horizon(k
 
 def test_of_a_great_log_only_what_is_needed_is_read(known, tmp_path, monkeypatch):
     known.writer.close()
+    assert known.log.count_since(history.FAR) > 400  # nothing is Parquet yet
     log = tmp_path / "log"
     known.writer = None
     reach, seen = looked_back(known.log, newest=0)
@@ -239,6 +240,7 @@ def test_of_a_great_log_only_what_is_needed_is_read(known, tmp_path, monkeypatch
         for name in ("time", "decision", "unit", "status", "outcome")
     )
     newest = seen.watermark
+    assert known.log.count_since(history.FAR) == 0
     assert known.log.past(newest) == {}
     assert list(known.log.past(newest + DAY)) == ["w-0001.seg"]
     assert known.log.count_since(0) == 960

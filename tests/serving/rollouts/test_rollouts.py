@@ -424,6 +424,8 @@ def test_multivariate_tells_what_each_factor_does(tmp_path):
 )  # fmt: skip
 def test_a_factorial_that_is_not_whole_is_refused(tmp_path, factors, says):
     live = Live(tmp_path, versions=4)
+    with pytest.raises(InvalidInput, match="leaves nothing to the champion"):
+        live.start("multivariate", others=[3, 4], rules={"factors": factors, "share": 1.2})
     with pytest.raises(InvalidInput, match=says):
         live.start("multivariate", others=[3, 4], rules={"factors": factors})
 

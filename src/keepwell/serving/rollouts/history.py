@@ -26,6 +26,7 @@ ROWS = 300_000
 """About as many records as are read; where more come in those days, fewer days are looked at."""
 MOST_ROWS = 1_000_000
 """Nothing is read where more would have to be: a start must not take minutes."""
+FAR: Time = 2**62
 LEAST_ROWS = 100
 LEAST_DAYS = 1.0
 """Below either, the traffic is not known well enough to refuse anything for it."""
@@ -124,7 +125,9 @@ def reach_back(
     """
     days = float(DAYS)
     since = round(newest - days * DAY) if newest else 0
-    while newest and days > 1 / 24 and log.count_since(since) > ROWS:
+    # What is no Parquet yet is read whatever the days.
+    unsorted = log.count_since(FAR)
+    while newest and days > 1 / 24 and log.count_since(since) - unsorted > ROWS:
         days /= 2
         since = round(newest - days * DAY)
     if log.count_since(since) > MOST_ROWS:

@@ -123,6 +123,10 @@ class AB:
         if rules.tuned_for < 2:
             found.append(f"tuned_for is {rules.tuned_for:g}: give it at least 2 units.")
         found += share_problems({"share": rules.share / len(state.challengers)})
+        if rules.share >= 1:
+            found.append(
+                f"share: {rules.share:g} for the challengers leaves nothing to the champion. Give less than 1."
+            )
         if rules.horizon and not rules.planned:
             found.append(
                 f"horizon: {rules.horizon:,} units are fewer than min_rows = {rules.min_rows:,}."
