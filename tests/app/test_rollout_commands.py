@@ -78,7 +78,7 @@ def test_the_status_tells_where_it_stands_and_what_comes_next(serving):
         in said
     )
     assert "v2 10%" in said
-    assert "foretold    No traffic is known there yet" in said
+    assert "foretold    No traffic is known there" in said
 
 
 def test_a_rollout_is_steered_by_those_who_may(serving):

@@ -15,8 +15,8 @@ from keepwell.core.clock import DAY
 from keepwell.core.errors import InvalidInput, NotFound
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.serving.log.compaction import Compactor
-from keepwell.serving.rollouts import forecasts
-from keepwell.serving.rollouts.history import Known, known_of
+from keepwell.serving.rollouts import forecasts, history
+from keepwell.serving.rollouts.history import Known, known_of, reach_back, read_again
 from keepwell.serving.rollouts.strategies.ab import AB, ABRules
 from keepwell.serving.rollouts.strategies.blue_green import BlueGreen, BlueGreenRules
 from keepwell.serving.rollouts.strategies.canary import Canary, CanaryRules
@@ -30,6 +30,10 @@ KNOWN = Known(
 
 def forecast(controller, name, state):
     return forecasts.forecast(controller, name, state)
+
+
+def looked_back(log, *, newest):
+    return reach_back(log, "buys", newest=newest)
 
 
 def summed(seen):
@@ -108,7 +112,7 @@ def test_ab_is_told_its_chance_and_how_long_half_of_such_tests_take(horizon):
 def test_without_known_traffic_there_is_a_warning_and_no_refusal():
     state = state_of(CanaryRules(steps=(0.001,), min_rows=10**6))
     assert Canary().problems(state) == []
-    assert "No traffic is known there yet" in forecast(Canary(), "canary", state).notes[0]
+    assert "No traffic is known there" in forecast(Canary(), "canary", state).notes[0]
     brief = msgspec.structs.replace(state, known=msgspec.structs.replace(KNOWN, days=0.2))
     assert Canary().problems(brief) == []
     assert "little to go by" in forecast(Canary(), "canary", brief).notes[1]
@@ -136,7 +140,8 @@ def standing(tmp_path_factory):
 @pytest.mark.parametrize(
     ("strategy", "rules", "says"),
     [
-        ("canary", {"steps": [0.005, 0.5], "min_rows": 100}, r"step 1 of 2: 100 decisions at 0.005 of 9\d.* max_days is 28.*greater share"),
+        ("canary", {"steps": [0.005, 0.5], "min_rows": 100}, r"step 1 of 2: 100 decisions at 0.005 of 9\d.* max_days is 28.*greater shares"),
+        ("canary", {"steps": [0.1, 0.15], "min_rows": 200}, r"step 2 of 2: 200 decisions.* take 13.\d days, after 20.\d days before"),
         ("ab", {"horizon": 300}, r"horizon: 300 units of an arm with 0.5 of them take 155 days.* 131 come by then"),
         ("ab", {"min_rows": 300}, r"min_rows: 300 units of an arm"),
         ("shadow", {"share": 0.01, "min_rows": 100}, r"share: 100 pairs"),
@@ -176,7 +181,7 @@ def test_a_rollout_remembers_what_was_foretold_and_computes_it_again(known, tmp_
     assert "480 decisions, 400 units of the last" in told.notes[0]
     assert told.expected[1].power > 0
     known.units = 1000
-    known.run(requests=80)
+    known.run(requests=160)
     assert known.rollout.state == "promoted", known.rollout.reason
     last = known.store.find(Look, {"rollout": "r"}, order=["-number"], limit=1)[0]
     facts = last.measured["gain"]["challenger"]
@@ -219,3 +224,30 @@ def test_a_script_that_knows_nothing_of_keepwell_finds_the_same_at_the_horizon(k
     assert said["judged"] == last.measured["judged"]
     for name in ("mean", "z", "critical", "low", "high"):
         assert said[name] == pytest.approx(facts[name], rel=1e-6), name
+
+
+def test_of_a_great_log_only_what_is_needed_is_read(known, tmp_path, monkeypatch):
+    known.writer.close()
+    assert known.log.count_since(history.FAR) > 400  # nothing is Parquet yet
+    log = tmp_path / "log"
+    known.writer = None
+    reach, seen = looked_back(known.log, newest=0)
+    assert len(seen) == 480
+    Compactor(log).run([{path.name: 10**12 for path in log.glob("*.seg")}])
+    again = read_again(known.log, "buys", reach)
+    assert all(
+        np.array_equal(getattr(again, name), getattr(seen, name), equal_nan=name == "outcome")
+        for name in ("time", "decision", "unit", "status", "outcome")
+    )
+    newest = seen.watermark
+    assert known.log.count_since(history.FAR) == 0
+    assert known.log.past(newest) == {}
+    assert list(known.log.past(newest + DAY)) == ["w-0001.seg"]
+    assert known.log.count_since(0) == 960
+    assert known.log.count_since(newest + DAY) == 0
+    # Where more comes in those days than may be read, fewer days are looked at.
+    monkeypatch.setattr(history, "ROWS", 300)
+    _, fewer = looked_back(known.log, newest=newest)
+    assert 0 < len(fewer) < 480
+    monkeypatch.setattr(history, "MOST_ROWS", 10)
+    assert looked_back(known.log, newest=newest) is None

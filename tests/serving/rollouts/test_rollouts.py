@@ -417,12 +417,15 @@ def test_multivariate_tells_what_each_factor_does(tmp_path):
     ("factors", "says"),
     [
         ({}, "nothing of version"),
+        ({**FACTORS, "9": FACTORS["4"]}, "factors: version 9 takes no part"),
         ({**FACTORS, "4": {"model": "new"}}, "a level of each factor"),
         ({**FACTORS, "4": FACTORS["3"]}, "No version stands for the combination features=many, model=new"),
     ],
 )  # fmt: skip
 def test_a_factorial_that_is_not_whole_is_refused(tmp_path, factors, says):
     live = Live(tmp_path, versions=4)
+    with pytest.raises(InvalidInput, match="leaves nothing to the champion"):
+        live.start("multivariate", others=[3, 4], rules={"factors": factors, "share": 1.2})
     with pytest.raises(InvalidInput, match=says):
         live.start("multivariate", others=[3, 4], rules={"factors": factors})
 

@@ -241,6 +241,7 @@ def test_the_same_observations_give_the_same_answer_to_the_bit():
         ({"guardrails": ({"metric": "latency_p99"},)}, "Did you mean 'latency_ms_p99'"),
         ({"guardrails": ({"metric": "outcome"},)}, "Say worse = 'higher' or 'lower'"),
         ({"cuped": "spent"}, "no numeric feature 'spent'. Did you mean 'spend'?"),
+        ({"cuped": True}, "nothing to adjust by"),
         ({"share": 0.00001}, "less than one of 10,000 buckets"),
     ],
 )

@@ -120,6 +120,10 @@ class AppraisalRequest(msgspec.Struct, forbid_unknown_fields=True):
     by: Literal["auto", "propensity", "replay"] = "auto"
 
 
+class PreviewRequest(RolloutRequest, forbid_unknown_fields=True):
+    """Ask how such a rollout would begin and what it would need; nothing is changed."""
+
+
 class SteeringRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Steer a rollout that is under way."""
 
@@ -244,7 +248,7 @@ class Control:
             rules=body.rules,
         )
 
-    def preview(self, request: Request, body: RolloutRequest) -> Any:
+    def preview(self, request: Request, body: PreviewRequest) -> Any:
         """Tell how a rollout would begin and what it would need."""
         if not body.versions:
             raise InvalidInput("No version is named.", where="body: versions")
@@ -379,7 +383,7 @@ VERBS: Mapping[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]] = {
     "approvals": (ApprovalRequest, Approval),
     "activations": (ActivationRequest, Activation),
     "rollouts": (RolloutRequest, Rollout),
-    "previews": (RolloutRequest, Preview),
+    "previews": (PreviewRequest, Preview),
     "steerings": (SteeringRequest, Rollout),
     "appraisals": (AppraisalRequest, Appraisal),
     "holdouts": (HoldoutRequest, TrafficPlan),

@@ -44,5 +44,5 @@ class PredictionLog(Protocol):
         ...
 
     def count_since(self, time: Time) -> int:
-        """Say about how many records of that event time or later there are, without reading them."""
+        """Say about how many records one reads to have all of that event time or later, without reading them."""
         ...

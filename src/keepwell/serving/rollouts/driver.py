@@ -325,23 +325,19 @@ class RolloutDriver:
             gain=self._gain_of(rollout.model),
             labels=self._labels_of(rollout.endpoint),
             money=self._money_of(rollout.model),
-            before=self._before_of(rollout, store=store),
         )
 
-    def _before_of(self, rollout: Rollout, *, store: Reader) -> Before | None:
-        """Give what units were worth before the rollout; it is read once a process."""
-        if LOOKED_BACK not in rollout.memory:
-            return None
-        # Before it begins it has no name yet, and is not looked at.
-        if rollout.looks and rollout.id not in self._earlier:
+    def _before_of(self, rollout: Rollout) -> Before | None:
+        """Give what units were worth before the rollout. It is read once, and only to look: a rollback is quick."""
+        if rollout.id not in self._earlier:
             self._earlier[rollout.id] = history_of(
                 rollout,
-                store=store,
+                store=self._store,
                 log=self._log,
                 gain=self._gain_of(rollout.model),
                 labels=self._labels_of(rollout.endpoint),
             )
-        return self._earlier.get(rollout.id)
+        return self._earlier[rollout.id]
 
     def _refuse_a_second(self, endpoint: str, *, store: Reader) -> None:
         running = store.find(Rollout, {"endpoint": endpoint, "state": _OPEN})
@@ -390,7 +386,9 @@ class RolloutDriver:
             pass
         seen = gathering.observations()
         now = self._clock.now()
-        answer = ask(rollout, self._state(rollout, store=self._store), seen, now)
+        state = self._state(rollout, store=self._store)
+        state = msgspec.structs.replace(state, before=self._before_of(rollout))
+        answer = ask(rollout, state, seen, now)
         if answer.verdict == "promote" and rollout.stage + 1 < len(rollout.stages):
             return self._advance(rollout, answer, gathering)
         with self._store.transaction(actor="worker") as transaction:

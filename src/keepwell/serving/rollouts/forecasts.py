@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from keepwell.core.clock import DAY
@@ -24,6 +25,7 @@ from keepwell.stats.forecast import (
 from keepwell.stats.group_sequential import boundaries
 from keepwell.stats.rate_limit import RateLimitTest
 
+UNKNOWN = "No traffic is known there (nobody has asked yet, or too much would have to be read)"
 LOOKS = 100
 """A test that may be looked at whenever one likes is forecast at so many looks."""
 SPREADS = 0.1
@@ -50,7 +52,7 @@ def forecast(controller: Any, stage: str, state: State) -> Forecast:
         return Forecast(stage=stage)
     known = state.known
     if known is None or state.champion is None:
-        why = "No traffic is known there yet" if known is None else "Nothing answers there yet"
+        why = UNKNOWN if known is None else "Nothing answers there yet"
         return Forecast(stage=stage, notes=(f"{why}: nothing can be said of how long it takes.",))
     units = f", {sum(known.new_units):,} units" if state.unit else ""
     basis = (
@@ -89,17 +91,29 @@ def share_problems(shares: dict[str, float]) -> list[str]:
 
 
 def slow_decisions(
-    state: State, rows: float, *, share: float, rule: str, what: str, way_out: str
+    state: State,
+    rows: float,
+    *,
+    share: float,
+    rule: str,
+    what: str,
+    way_out: str,
+    after: float = 0.0,
 ) -> list[str]:
-    """Tell whether so many decisions of a share take longer than ``max_days``; nothing if traffic is not known."""
+    """Tell whether so many decisions of a share take longer than ``max_days``; nothing if traffic is not known.
+
+    ``after``: days that have gone by then, by steps before or until labels come.
+    """
     known = state.known
     if known is None or not known.sure or state.champion is None:
         return []
     days = rows / (known.per_day * share)
     most: float = state.rules.max_days
-    if days <= most:
+    if days + after <= most:
         return []
     told = f"{rows:,.0f} {what} at {share:.4g} of {known.per_day:,.0f} decisions a day take {spell_days(days)}"
+    if after:
+        told += f", after {spell_days(after)} before"
     return [f"{rule}: {told}, and max_days is {most:g}. {way_out}"]
 
 
@@ -273,30 +287,22 @@ def _units_forecast(
 ) -> SequentialForecast:
     rules = state.rules
     alpha = rules.alpha / len(state.challengers)
-    variance = known.spread**2
+    found = partial(
+        sequential_forecast,
+        effect=effect,
+        control_variance=known.spread**2,
+        treatment_variance=known.spread**2,
+        horizon=horizon,
+        looks=looks,
+    )
     if rules.horizon:
-        plan = boundaries([units / rules.planned[-1] for units in rules.planned], alpha=alpha)
-        return sequential_forecast(
-            effect=effect,
-            control_variance=variance,
-            treatment_variance=variance,
-            horizon=horizon,
-            looks=looks,
-            plan=plan,
-        )
+        shares = [units / rules.planned[-1] for units in rules.planned]
+        return found(plan=boundaries(shares, alpha=alpha))
     if known.zero_one and rules.cuped is False and known.gain + effect < 1:
         return outcome_forecast(
             rate=known.gain, effect=effect, horizon=horizon, looks=looks, alpha=alpha
         )
-    return sequential_forecast(
-        effect=effect,
-        control_variance=variance,
-        treatment_variance=variance,
-        horizon=horizon,
-        looks=looks,
-        alpha=alpha,
-        tuned_for=max(2 * rules.tuned_for, 2.0),
-    )
+    return found(alpha=alpha, tuned_for=max(2 * rules.tuned_for, 2.0))
 
 
 def _shares(state: State) -> tuple[float, float]:

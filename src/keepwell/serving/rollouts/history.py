@@ -25,6 +25,9 @@ DAYS = 14
 """As far back as is looked: two weeks hold each weekday twice."""
 ROWS = 300_000
 """About as many records as are read; where more come in those days, fewer days are looked at."""
+MOST_ROWS = 1_000_000
+"""Nothing is read where more would have to be: a start must not take minutes."""
+FAR: Time = 2**62
 LEAST_ROWS = 100
 LEAST_DAYS = 1.0
 """Below either, the traffic is not known well enough to refuse anything for it."""
@@ -114,13 +117,22 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
         return np.where(self.keys[place] == keys, self.values[place], self.values.mean())
 
 
-def reach_back(log: PredictionLog, endpoint: str, *, newest: Time) -> tuple[Reach, Observations]:
-    """Read the last days of an endpoint's log; ``newest`` is the event time that is known of, 0 for none."""
+def reach_back(
+    log: PredictionLog, endpoint: str, *, newest: Time
+) -> tuple[Reach, Observations] | None:
+    """Read the last days of an endpoint's log; ``newest`` is the event time that is known of, 0 for none.
+
+    None where too much would have to be read, because little of a great log has become Parquet yet.
+    """
     days = float(DAYS)
     since = round(newest - days * DAY) if newest else 0
-    while newest and days > 1 / 24 and log.count_since(since) > ROWS:
+    # What is no Parquet yet is read whatever the days.
+    unsorted = log.count_since(FAR)
+    while newest and days > 1 / 24 and log.count_since(since) - unsorted > ROWS:
         days /= 2
         since = round(newest - days * DAY)
+    if log.count_since(since) > MOST_ROWS:
+        return None
     begin = log.past(since)
     gathering = Gathering(endpoint, cursor=begin, since_plan=0)
     while gathering.read(log):

@@ -123,6 +123,10 @@ class AB:
         if rules.tuned_for < 2:
             found.append(f"tuned_for is {rules.tuned_for:g}: give it at least 2 units.")
         found += share_problems({"share": rules.share / len(state.challengers)})
+        if rules.share >= 1:
+            found.append(
+                f"share: {rules.share:g} for the challengers leaves nothing to the champion. Give less than 1."
+            )
         if rules.horizon and not rules.planned:
             found.append(
                 f"horizon: {rules.horizon:,} units are fewer than min_rows = {rules.min_rows:,}."
@@ -136,6 +140,11 @@ class AB:
             found.append(
                 f"cuped: the model has no numeric feature {rules.cuped!r}."
                 f" {near_miss(rules.cuped, state.numeric)} Or say true: the unit's gain before the rollout."
+            )
+        if rules.cuped is True and state.known is None:
+            found.append(
+                "cuped: of the days before nothing is known, so there is nothing to adjust by."
+                " Leave it out, or name a numeric feature."
             )
         found += discovery_problems(rules.metrics, state)
         found += guardrail_problems(rules.guardrails, state)

@@ -69,16 +69,28 @@ class Canary:
         found += share_problems({f"steps: step {k}": share for k, share in enumerate(steps, 1)})
         found += guardrail_problems(state.rules.guardrails, state)
         if not found:
-            for place, share in enumerate(steps, 1):
-                found += slow_decisions(
-                    state,
-                    state.rules.min_rows,
-                    share=share,
-                    rule=f"steps: step {place} of {len(steps)}",
-                    what="decisions",
-                    way_out="Give a greater share, a lower min_rows or more days.",
-                )
+            found += self._slow(state)
         return found
+
+    @staticmethod
+    def _slow(state: State) -> list[str]:
+        """Tell of the first step that comes too late."""
+        rules: CanaryRules = state.rules
+        gone = 0.0
+        for place, share in enumerate(rules.steps, 1):
+            found = slow_decisions(
+                state,
+                rules.min_rows,
+                share=share,
+                rule=f"steps: step {place} of {len(rules.steps)}",
+                what="decisions",
+                way_out="Give greater shares, fewer steps, a lower min_rows or more days.",
+                after=gone,
+            )
+            if found or state.known is None:
+                return found
+            gone += max(rules.min_rows / (state.known.per_day * share), rules.step_seconds / 86_400)
+        return []
 
     def foresee(self, state: State, known: Known) -> list[Expected]:
         """See ``keepwell.serving.rollouts.forecasts.Foreseeing``."""

@@ -54,6 +54,7 @@ class ChampionChallenger:
             rule="min_rows",
             what="labelled decisions",
             way_out="Give a lower min_rows or more days.",
+            after=state.label_delay / DAY,
         )
 
     def foresee(self, state: State, known: Known) -> list[Expected]:
