@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +35,8 @@ def _write(state: State, name: str, content: dict[str, object]) -> None:
 
 
 PATIENCE_SECONDS = 3.0
+WARM_SECONDS = 5.0
+"""From the server's start until it loads what it will need later."""
 
 
 def port_for(state: State, name: str, declared: int) -> int:
@@ -114,7 +119,26 @@ def run_server_process(state: State) -> None:
     config = uvicorn.Config(
         application(state), log_level="warning", access_log=False, lifespan="off"
     )
+    threading.Thread(target=_warm, args=(state,), name="warm", daemon=True).start()
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _warm(state: State) -> None:
+    """Load what the first rollout by API or page needs: 2 s of one core, several on a busy machine.
+
+    Beside the loop, and only once the others that start with it have had the processor.
+    """
+    time.sleep(WARM_SECONDS)
+    try:
+        from keepwell.serving.rollouts.strategies import STRATEGIES
+
+        for name in ("keepwell.lifecycle.activation", "keepwell.serving.rollouts.appraisal"):
+            importlib.import_module(name)
+        for name in STRATEGIES.names():
+            STRATEGIES.load(name)
+        _ = state.project  # imports the user's libraries
+    except Exception:  # whoever asks for it is told, in the answer to their own request
+        logging.getLogger("keepwell").debug("nothing is warm", exc_info=True)
 
 
 def run_worker_process(state: State) -> None:

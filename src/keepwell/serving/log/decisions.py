@@ -135,14 +135,15 @@ def _join(
 def _segment_tables(path: Path, endpoint: str) -> Iterator[tuple[Kind, pl.DataFrame]]:
     predictions: tuple[list[Place], list[Prediction]] = ([], [])
     outcomes: tuple[list[Place], list[Outcome]] = ([], [])
+    name = path.name  # asked for each row, it would be a tenth of the work
     for end, some, known in read_frames(path, 0, []):
         for row, prediction in enumerate(some):
             if prediction.endpoint == endpoint:
-                predictions[0].append(Place(path.name, end, row))
+                predictions[0].append(Place(name, end, row))
                 predictions[1].append(prediction)
         for row, outcome in enumerate(known):
             if outcome.endpoint == endpoint:
-                outcomes[0].append(Place(path.name, end, row))
+                outcomes[0].append(Place(name, end, row))
                 outcomes[1].append(outcome)
         if len(predictions[0]) + len(outcomes[0]) >= CHUNK:
             yield "predictions", prediction_table(*predictions)

@@ -93,7 +93,8 @@ class Gathering:
     """Collects the records of one endpoint, from a cursor on, under plans from ``since_plan`` on.
 
     ``fields`` are the places of the numeric features to keep, ``group`` the place and the type of the feature by
-    which decisions are grouped. It holds about 120 bytes a record.
+    which decisions are grouped. It holds about 100 bytes a record and 32 an
+    outcome, and while it puts them in order twice that.
     """
 
     def __init__(
@@ -187,7 +188,8 @@ class Gathering:
             )
         )  # fmt: skip
         columns = {name: column[order] for name, column in joined.items()}
-        self._parts = [joined] if self._parts else []
+        # The sorted columns are kept, not a second copy; rows that are alike keep the order in which they came.
+        self._parts = [columns] if self._parts else []
         if self._parts:  # the places in it are those of the sorted names from now on
             self._arms = {name: k for k, name in enumerate(names)}
         if len(self._known) > 1:
