@@ -20,9 +20,6 @@ from keepwell.stats.difference_sequence import DifferenceSequence
 from keepwell.stats.group_sequential import GroupSequentialTest
 from keepwell.stats.outcome_comparison import OutcomeComparison
 
-RELATIVE_EFFECT = 0.2
-"""Of gains that are 0 or 1: an effect worth finding, unless declared, is this part of the rarer one's rate."""
-
 Passed = Sequence[Sequence[float]]
 """Planned looks that were taken: units of an arm, z value, estimate, standard error."""
 
@@ -80,7 +77,7 @@ def zero_one(
     """
     found = any_time(name, treatment, control, alpha=alpha, tuned_for=tuned_for)
     if not (_zero_one(treatment.values) and _zero_one(control.values)):
-        return found  # more than twice alpha is never spent
+        return found  # it was not of that kind after all: both tests together spend twice alpha at most
     test = OutcomeComparison(alpha=alpha, rate=rate, effect=min(effect, 0.9 * (1 - rate)))
     test = test.update(
         treatment_events=int(treatment.values.sum()),

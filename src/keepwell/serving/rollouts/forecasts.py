@@ -30,6 +30,8 @@ LOOKS = 100
 """A test that may be looked at whenever one likes is forecast at so many looks."""
 SPREADS = 0.1
 """A difference worth finding, unless declared, is this part of the spread of the units' gains: small, by Cohen."""
+RELATIVE = 0.2
+"""Where gains are 0 or 1 it is this part of the rarer one's rate."""
 TENFOLD = 10.0
 PLAIN = 0.1
 """Error rates whose delay is told: ten times the present one, and this one."""
@@ -199,7 +201,7 @@ def worthwhile(known: Known, declared: float) -> float:
     if declared:
         return declared
     if known.zero_one:
-        return 0.2 * min(known.gain, 1 - known.gain)
+        return RELATIVE * min(known.gain, 1 - known.gain)
     return SPREADS * known.spread
 
 
