@@ -4,6 +4,7 @@ import pytest
 
 from keepwell.core.clock import WEEK
 from keepwell.core.errors import InvalidInput
+from keepwell.core.records.returns import Earned
 from keepwell.core.records.watching import LedgerEntry
 from keepwell.core.settings import PriceSettings
 from keepwell.watch.returns import Spending, return_of
@@ -81,3 +82,19 @@ def test_a_version_that_lost_money_has_a_return_below_what_was_paid():
 def test_money_in_two_units_is_refused():
     with pytest.raises(InvalidInput, match="2 units"):
         told(entries=[entry(0), entry(1, unit="EUR")])
+
+
+def test_what_was_earned_over_a_holdout_stands_in_place_of_the_baseline_and_the_rest_is_told():
+    over = Earned(
+        endpoint="e", model="m", version=3, against="holdout", since_plan=7, unit="USD", earned=230.0, low=46.0,
+        high=400.0, decisions=800, labelled=700,
+    )  # fmt: skip
+    found = return_of([entry(0), entry(1)], SPENT, PRICES, model="m", over=over)
+    assert (found.against, found.earned, found.labelled) == ("holdout", 230.0, 700)
+    assert found.rate is not None
+    # The labels of all its decisions were paid for.
+    assert (found.cost, found.rate.estimate, found.rate.low) == (23.0, 9.0, 1.0)
+    assert "Of its 1,800 labelled decisions 1,100 are not in it" in found.notes[1]
+    assert told().against == "baseline"
+    alone = return_of([], SPENT, PRICES, model="m", over=over)
+    assert alone.costs[-1].quantity == 700

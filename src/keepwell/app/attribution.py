@@ -11,7 +11,7 @@ import msgspec
 from keepwell.core.clock import Time
 from keepwell.core.errors import NotFound, near_miss
 from keepwell.core.records.appraisals import Range
-from keepwell.core.records.returns import HeldOut
+from keepwell.core.records.returns import Earned, HeldOut
 from keepwell.core.records.traffic import BUCKETS, Endpoint, TrafficPlan
 from keepwell.core.records.watching import Watermark
 from keepwell.serving.rollouts.holdouts import standing_since
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from keepwell.app.wiring import State
     from keepwell.serving.rollouts.attribution import Sides, Worth
     from keepwell.stats.intervals import Interval
-    from keepwell.watch.returns import Earned
 
 FEW_UNITS = 30
 """Under so many units on a side it is told that the interval is a rough one."""
@@ -83,10 +82,9 @@ def _read(
     *,
     until: Time,
 ) -> Told:
-    # They bring polars and scipy, and the server starts without.
+    # They bring polars, and the server starts without.
     from keepwell.app.wiring import gain_of
     from keepwell.serving.rollouts.attribution import earned_by_version, sides, worth_of
-    from keepwell.watch.returns import Earned
 
     found = sides(state.decisions(endpoint.name, since=0, until=until), plans)
     assert found is not None
@@ -100,7 +98,9 @@ def _read(
         earned={
             version: Earned(
                 endpoint=endpoint.name,
+                model=endpoint.model,
                 version=version,
+                against="holdout",
                 unit=declared.kpi_unit,
                 earned=each.total.estimate,
                 low=each.total.lower,

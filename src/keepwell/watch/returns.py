@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from keepwell.core.records.returns import Cost, Rate, Return
+from keepwell.core.records.returns import Cost, Earned, Rate, Return
 from keepwell.core.records.watching import LedgerEntry
 from keepwell.core.settings import PriceSettings
 from keepwell.watch.totals import totals
@@ -28,22 +28,6 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
     """Its share, by rows, of the prediction log."""
 
 
-class Earned(msgspec.Struct, frozen=True, kw_only=True):
-    """What one version earned at one endpoint, over the baseline or over the units that are held out."""
-
-    endpoint: str
-    version: int
-    unit: str
-    earned: float
-    low: float
-    high: float
-    """Ends of the 95% interval of ``earned``."""
-    decisions: int
-    labelled: int
-    since_plan: int = 0
-    """That since which the holdout stands; 0: over the baseline."""
-
-
 def return_of(
     entries: Sequence[LedgerEntry],
     spending: Spending,
@@ -58,7 +42,7 @@ def return_of(
     A part without a price is left out and told. A part that is priced and not measured leaves no return: it would be
     too good.
     """
-    earned = over or _over_baseline(entries)
+    earned = over or _over_baseline(entries, model=model)
     labelled = max(sum(entry.labelled for entry in entries), earned.labelled)
     decisions = max(sum(entry.decisions for entry in entries), earned.decisions)
     currency = prices.currency or earned.unit
@@ -102,16 +86,7 @@ def return_of(
             high=(earned.high - cost) / cost,
         )
     return Return(
-        endpoint=earned.endpoint,
-        model=model,
-        version=earned.version,
-        against="baseline" if over is None else "holdout",
-        unit=earned.unit,
-        earned=earned.earned,
-        low=earned.low,
-        high=earned.high,
-        decisions=earned.decisions,
-        labelled=earned.labelled,
+        **msgspec.structs.asdict(earned),
         currency=currency,
         costs=costs,
         cost=cost,
@@ -120,10 +95,11 @@ def return_of(
     )
 
 
-def _over_baseline(entries: Sequence[LedgerEntry]) -> Earned:
+def _over_baseline(entries: Sequence[LedgerEntry], *, model: str) -> Earned:
     earned = totals(entries)
     return Earned(
         endpoint=entries[0].endpoint,
+        model=model,
         version=entries[0].version,
         unit=earned.unit,
         earned=earned.difference,

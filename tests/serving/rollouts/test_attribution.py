@@ -103,15 +103,15 @@ def test_a_version_that_had_more_traffic_in_a_good_season_is_not_given_the_seaso
 
 
 def test_the_known_uplift_of_every_version_is_covered_as_often_as_the_interval_says():
-    runs = 60
+    runs = 40
     covered = {1: 0, 2: 0}
     for seed in range(runs):
         worth = worth_of(parted(table(units=300, each=1, seed=seed)), gain)
         for version, each in earned_by_version(worth, PLANS).items():
             assert each is not None
             covered[version] += not each.per_decision.excludes(UPLIFT[version])
-    # 95% of 60 are 57, give or take three standard errors of 1.7.
-    assert all(52 <= count <= 60 for count in covered.values()), covered
+    # 95% of 40 are 38, give or take three standard errors of 1.4.
+    assert all(33 <= count <= 40 for count in covered.values()), covered
 
 
 def test_only_what_came_since_the_holdout_stands_as_it_is_counts():

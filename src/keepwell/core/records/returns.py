@@ -73,14 +73,16 @@ class HeldOut(Value, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class Return(Value, frozen=True, kw_only=True):
-    """One version in the value ledger: what it earned over the baseline or the holdout, what it cost, the return."""
+class Earned(Value, frozen=True, kw_only=True):
+    """What one version earned at one endpoint, over the baseline or over the units that are held out."""
 
     endpoint: str
     model: str
     version: int
     against: Against = "baseline"
     """What ``earned`` is the gain over."""
+    since_plan: int = 0
+    """Traffic plan since which the holdout stands; 0: it is over the baseline."""
     unit: str
     earned: float
     low: float
@@ -89,6 +91,11 @@ class Return(Value, frozen=True, kw_only=True):
     decisions: int
     labelled: int
     """Decisions that ``earned`` is made from; ``decisions`` counts those without an outcome too."""
+
+
+class Return(Earned, frozen=True, kw_only=True):
+    """One version in the value ledger: what it earned over the baseline or the holdout, what it cost, the return."""
+
     currency: str
     costs: tuple[Cost, ...]
     cost: float
