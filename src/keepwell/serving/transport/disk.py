@@ -71,8 +71,8 @@ class Disk:
         self._submit(told)
 
     def _submit(self, told: list[Told]) -> None:
-        # An executor makes a future with its locks for each, which nobody waits for: a sixth of all that a request with
-        # the log level ``sync`` costs the processor, most of it threads that ask one another for the interpreter.
+        # No executor: the futures that it makes, and nobody waits for, were a sixth of all that requests with the log
+        # level ``sync`` cost the processor.
         if self._threads <= MAX_SYNCS:
             if not self._threads:
                 weakref.finalize(self, _end, self._work).atexit = False
