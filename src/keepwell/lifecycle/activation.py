@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,8 +19,16 @@ from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import LedgerEntry
 from keepwell.core.records.work import Work
 from keepwell.lifecycle.catalogue import catalogue_entry, keep_entry
-from keepwell.lifecycle.policies import keep_policy, policy_of, read_policy
-from keepwell.lifecycle.procedures import Course, StepDeclaration, Waiting, revise, run_step
+from keepwell.lifecycle.policies import read_policy
+from keepwell.lifecycle.procedures import (
+    Course,
+    StepDeclaration,
+    Waiting,
+    begin,
+    check_none_under_way,
+    revise,
+    run_step,
+)
 from keepwell.lifecycle.roles import require
 from keepwell.lifecycle.validation import read_golden
 
@@ -72,21 +79,16 @@ def enqueue_activation(
 ) -> Activation:
     """Do what ``start_activation`` does, inside a transaction that has other things to say too."""
     endpoint, strategy = course_of(context, transaction, version, strategy=strategy)
-    now = context.clock.now()
-    policy = keep_policy(transaction, policy_of(version.model, context.settings.policy, now=now))
-    activation = Activation(
-        id=f"activation-{version.model}-{version.version}-{secrets.token_hex(3)}",
-        model=version.model,
-        version=version.version,
-        state="running",
-        policy=policy,
-        requested_by=actor,
-        started=now,
+    activation = begin(
+        context,
+        transaction,
+        Activation,
+        version,
+        actor=actor,
         endpoint=endpoint,
         strategy=strategy,
     )
-    transaction.add(activation)
-    transaction.add(activation_work(activation, attempt=1, now=now))
+    transaction.add(activation_work(activation, attempt=1, now=activation.started))
     return activation
 
 
@@ -103,20 +105,7 @@ def course_of(
             f"{version.label()} is {version.state}, not released.",
             todo=f"Run 'keepwell release {version.label()}' first.",
         )
-    running = store.find(
-        Activation,
-        {
-            "model": version.model,
-            "version": version.version,
-            "state": ["running", "waiting"],
-        },
-    )
-    if running:
-        raise Conflict(
-            f"An activation of {version.label()} is {running[0].state} already"
-            f" at step {running[0].step!r}.",
-            where=running[0].id,
-        )
+    check_none_under_way(Activation, version, store=store)
     endpoint = endpoint_name(context, version.model)
     plan = latest_plan(endpoint, store=store)
     chosen = strategy or (context.settings.rollout.strategy if plan and plan.arms else "basic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from keepwell.core.records.lifecycle import Procedure, StepResult
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.work import Work
 from keepwell.core.statements import TEST_RESULT, sign_evidence
+from keepwell.lifecycle.policies import keep_policy, policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +50,44 @@ class Course(msgspec.Struct, frozen=True):
     passed: Callable[[Context, Transaction, Procedure, ModelVersion], None]
     failed: Callable[[Context, Transaction, Procedure, ModelVersion, str], None]
     broken: Callable[[Context, Transaction, Procedure, ModelVersion, str], None]
+
+
+def check_none_under_way(kind: type[Procedure], version: ModelVersion, *, store: Reader) -> None:
+    """See that no procedure of a kind is at work on a version. Raises Conflict."""
+    state = ["running", "waiting"]
+    found = store.find(kind, {"model": version.model, "version": version.version, "state": state})
+    if found:
+        word = kind.__name__.lower()
+        raise Conflict(
+            f"{'An' if word[0] in 'aeiou' else 'A'} {word} of {version.label()} is {found[0].state} already"
+            f" at step {found[0].step or 'one'!r}.",
+            where=found[0].id,
+        )
+
+
+def begin(
+    context: Context,
+    transaction: Transaction,
+    kind: type[P],
+    version: ModelVersion,
+    *,
+    actor: str,
+    **more: str,
+) -> P:
+    """Add a procedure that begins now, held to the limits in force now; its work is the caller's to add."""
+    now = context.clock.now()
+    begun = kind(
+        id=f"{kind.__name__.lower()}-{version.model}-{version.version}-{secrets.token_hex(3)}",
+        model=version.model,
+        version=version.version,
+        state="running",
+        policy=keep_policy(transaction, policy_of(version.model, context.settings.policy, now=now)),
+        requested_by=actor,
+        started=now,
+        **more,  # type: ignore[arg-type]
+    )
+    transaction.add(begun)
+    return begun
 
 
 def version_of(procedure: Procedure, *, store: Reader) -> ModelVersion:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from keepwell.core.errors import Conflict, Refused
+from keepwell.core.errors import Refused
 from keepwell.core.records.lifecycle import RELEASE_STEPS, Procedure, Release
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.work import Work
 from keepwell.lifecycle.activation import enqueue_activation
-from keepwell.lifecycle.policies import keep_policy, policy_of
-from keepwell.lifecycle.procedures import Course, StepDeclaration, run_step
+from keepwell.lifecycle.procedures import (
+    Course,
+    StepDeclaration,
+    begin,
+    check_none_under_way,
+    run_step,
+)
 from keepwell.lifecycle.questions import (
     candidate_release,
     endpoint_identification,
@@ -49,27 +53,8 @@ def enqueue_release(
             f"{version.label()} is {version.state}; only a version that does not serve can be released.",
             todo="Train a new version.",
         )
-    running = transaction.find(
-        Release,
-        {"model": version.model, "version": version.version, "state": ["running", "waiting"]},
-    )
-    if running:
-        raise Conflict(
-            f"A release of {version.label()} is under way at step {running[0].step or 'one'!r}.",
-            where=running[0].id,
-        )
-    now = context.clock.now()
-    policy = keep_policy(transaction, policy_of(version.model, context.settings.policy, now=now))
-    release = Release(
-        id=f"release-{version.model}-{version.version}-{secrets.token_hex(3)}",
-        model=version.model,
-        version=version.version,
-        state="running",
-        policy=policy,
-        requested_by=actor,
-        started=now,
-    )
-    transaction.add(release)
+    check_none_under_way(Release, version, store=transaction)
+    release = begin(context, transaction, Release, version, actor=actor)
     transaction.add(
         Work(
             id=release.id,
@@ -77,7 +62,7 @@ def enqueue_release(
             subject=version.label(),
             args={"procedure": release.id},
             requested_by=actor,
-            created=now,
+            created=release.started,
         )
     )
     return release
