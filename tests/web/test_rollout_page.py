@@ -29,6 +29,11 @@ def test_looks_that_changed_nothing_leave_no_seam_and_arms_have_their_version():
     )
     drawn = str(shares_of([look(1), look(2), look(3), look(4, arms=moved)], 5 * HOUR))
     assert drawn.count("<title>") == 4
+    passed = msgspec.structs.replace(look(2, arms=moved), verdict="promote")
+    staged = [look(1), passed, msgspec.structs.replace(look(3), stage=1)]
+    assert "99.99%" not in shares_of(
+        staged, 5 * HOUR
+    )  # what passed a stage served by the next one's plan
     assert "challenger v2: 99.99% from" in drawn
 
 
@@ -51,7 +56,7 @@ def test_evidence_is_drawn_with_its_bounds_and_said_with_its_numbers():
         look(n, gain={"challenger": {"mean": 0.5, "low": -1.0 / n, "high": 1.0}}, requests=10 * n, errors=n)
         for n in (1, 2)
     ]  # fmt: skip
-    titles = [title for title, chart in evidence_of(looks) if "band" in chart]
+    titles = [title for title, chart in evidence_of(looks, ["ab"]) if "band" in chart]
     assert titles == [
         "Gain of challenger over the champion",
         "Share of the challenger's requests that failed (95% interval at one look)",

@@ -20,6 +20,7 @@ from keepwell.serving.rollouts.history import Known, known_of, reach_back, read_
 from keepwell.serving.rollouts.strategies.ab import AB, ABRules
 from keepwell.serving.rollouts.strategies.blue_green import BlueGreen, BlueGreenRules
 from keepwell.serving.rollouts.strategies.canary import Canary, CanaryRules
+from keepwell.serving.rollouts.strategies.switchback import Switchback, SwitchbackRules
 from keepwell.stats.forecast import canary_forecast
 from keepwell.stats.rate_limit import RateLimitTest
 
@@ -93,6 +94,19 @@ def test_blue_green_is_told_when_its_limit_would_be_found_exceeded():
     test = RateLimitTest(limit=0.01, alpha=0.01)
     assert test.update(events=round(0.1 * requests), trials=requests).exceeded
     assert high.median_seconds < low.median_seconds
+
+
+def test_a_switchback_is_told_how_long_its_turns_take_and_refused_where_its_decisions_cannot_come():
+    rules = SwitchbackRules(period_minutes=240, washout_minutes=60, share=0.2, min_rows=100)
+    (told,) = forecast(Switchback(), "switchback", state_of(rules, known=KNOWN)).expected
+    assert told.days == pytest.approx(
+        101 * 4 / 24
+    )  # 20 turns of the challenger, and the one in which it begins
+    assert "20 turns of each arm" in told.said
+    many = msgspec.structs.replace(rules, min_rows=5_000)
+    (problem,) = Switchback().problems(state_of(many, known=KNOWN))
+    assert "min_rows: 5,000 decisions of the rarest arm at 0.15 of 1,000" in problem
+    assert Switchback().problems(state_of(rules, known=KNOWN)) == []
 
 
 @pytest.mark.parametrize("horizon", [0, 1500])

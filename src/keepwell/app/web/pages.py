@@ -235,7 +235,7 @@ class Pages:
             ),
             otherwise=drawn_otherwise(found, plan),
             turns=turns_of(plan, looks) if under_way else "",
-            evidence=evidence_of(looks),
+            evidence=evidence_of(looks, found.way),
             shown=LOOKS,
             facts=facts_of(looks[-1]) if looks else [],
         )

@@ -30,7 +30,11 @@ def shares_of(looks: Sequence[Look], until: Time, *, by_policy: bool = False) ->
     """Draw who had which share; looks that changed nothing leave no seam."""
     moments: list[tuple[Time, dict[str, float]]] = []
     told: dict[str, int] = {}
-    for look in looks:
+    # What passes a stage does not serve by that: the next stage's first look says who does.
+    stages = [look.stage for look in looks]
+    for look, following in zip(looks, [*stages[1:], None], strict=True):
+        if following is not None and following != look.stage:
+            continue
         shares = {called(arm): arm.weight / BUCKETS for arm in look.arms if arm.weight}
         rewards: dict[str, int] = look.measured.get("rewards", {}) if by_policy else {}
         new = {name: count - told.get(name, 0) for name, count in rewards.items()}
@@ -61,12 +65,14 @@ def turns_of(plan: TrafficPlan | None, looks: Sequence[Look]) -> Markup:
     return share_chart(moments, label="whose turn it was", until=times[-1] + length)
 
 
-def evidence_of(looks: Sequence[Look]) -> list[tuple[str, Markup]]:
-    """Draw what looks have measured as it grew: differences with their bounds, and shares of errors."""
+def evidence_of(looks: Sequence[Look], way: Sequence[str]) -> list[tuple[str, Markup]]:
+    """Draw what looks have measured as it grew, by stage: differences with their bounds, and shares of errors."""
     found: dict[str, list[Point]] = {}
     for look in looks:
+        stage = f"{way[look.stage]}: " if len(way) > 1 else ""
         for title, estimate, low, high in _intervals(look.measured):
-            found.setdefault(title, []).append(Point(look.event_time, estimate, low, high))
+            named = f"{stage}{title[0].lower()}{title[1:]}" if stage else title
+            found.setdefault(named, []).append(Point(look.event_time, estimate, low, high))
     charts = []
     for title, points in found.items():
         if len(points) > 1:

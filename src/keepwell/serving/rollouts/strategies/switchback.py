@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from keepwell.core.clock import DAY, Time, iso
+from keepwell.core.records.rollouts import Expected
 from keepwell.core.records.traffic import Period
 from keepwell.core.settings import Count, Limit, Share
 from keepwell.serving.rollouts.evidence import health
+from keepwell.serving.rollouts.forecasts import expect_decisions, slow_decisions
+from keepwell.serving.rollouts.history import Known
 from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.strategy import (
     CHAMPION,
@@ -33,6 +36,8 @@ from keepwell.serving.rollouts.turns import (
 from keepwell.stats.rate_limit import RateLimitTest
 
 MINUTE = 60_000_000
+LEAST_TURNS = 38
+"""Turns of both arms under which there are no bounds: the first 8 only teach, and 30 are judged."""
 
 
 class SwitchbackRules(Rules, frozen=True, kw_only=True):
@@ -89,15 +94,42 @@ class Switchback:
         elif state.champion is not None:
             # Of groups it is not known beforehand how many there are.
             turns = rules.max_days * DAY / (rules.period_minutes * MINUTE)
-            least = min(rules.share / len(state.challengers), 1 - rules.share)
-            if not rules.group and turns * least < rules.min_turns:
+            own = turns * _rarest(state)
+            if not rules.group and own < rules.min_turns:
                 found.append(
-                    f"{rules.max_days:g} days have {turns:,.0f} turns, {turns * least:,.0f} of them of some arm:"
+                    f"{rules.max_days:g} days have {turns:,.0f} turns, {own:,.0f} of them of some arm:"
                     f" too few for min_turns = {rules.min_turns}. Make turns shorter, or allow more days."
                 )
         if rules.tuned_for < 2:
             found.append(f"tuned_for is {rules.tuned_for:g}: give it at least 2 turns.")
+        if not found:
+            found += slow_decisions(
+                state,
+                rules.min_rows,
+                share=_counted(rules) * _rarest(state),
+                rule="min_rows",
+                what="decisions of the rarest arm",
+                way_out="Give a lower min_rows, a shorter washout or more days.",
+            )
         return found
+
+    def foresee(self, state: State, known: Known) -> list[Expected]:
+        """See ``keepwell.serving.rollouts.forecasts.Foreseeing``."""
+        rules: SwitchbackRules = state.rules
+        rarest = _rarest(state)
+        # The turn in which it begins is lost, and the first that are whole only teach.
+        turns = max(rules.min_turns / rarest, LEAST_TURNS) + 1
+        groups = " (sooner with several groups)" if rules.group else ""
+        return [
+            expect_decisions(
+                known,
+                rules.min_rows,
+                of=f"{rules.min_turns:,} turns of each arm{groups}",
+                what="decisions of the rarest arm",
+                share=_counted(rules) * rarest,
+                least_days=turns * rules.period_minutes * MINUTE / DAY + state.label_delay / DAY,
+            )
+        ]
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
         """See ``keepwell.serving.rollouts.strategy.Strategy``."""
@@ -231,6 +263,17 @@ class Switchback:
         )
         said = f"{name}: gain per decision {found.estimate:+.4g} ({bounds}) over {found.blocks:,} turns"
         return said if found.blocks else f"{name}: no turn is judged yet", facts
+
+
+def _rarest(state: State) -> float:
+    """Give the share of the turns of the arm that has fewest."""
+    share: float = state.rules.share
+    return min(share / len(state.challengers), 1 - share)
+
+
+def _counted(rules: SwitchbackRules) -> float:
+    """Give the part of a turn that counts."""
+    return 1 - rules.washout_minutes / rules.period_minutes
 
 
 def _share(rules: SwitchbackRules, challengers: int) -> float:
