@@ -7,13 +7,12 @@ import os
 import shutil
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import settings
+from tests.databases import migrated_file, migrated_postgres, postgres_database
 from tests.stories.projects import flights, keepwell, shared
 
 # Hundreds of processes start in a run: without kept bytecode each would compile all that it imports anew.
@@ -63,15 +62,15 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Give the URL of an empty database, of each kind in turn."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/keepwell.db"
-    base = sa.make_url(request.getfixturevalue("postgres_server"))
-    name = f"t{uuid.uuid4().hex}"
-    engine = sa.create_engine(
-        base.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
-    engine.dispose()
-    return base.set(database=name).render_as_string(hide_password=False)
+    return postgres_database(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def migrated(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Give the URL of a database with the whole schema and no rows, of each kind in turn."""
+    if request.param == "sqlite":
+        return migrated_file(tmp_path / "keepwell.db")
+    return migrated_postgres(request.getfixturevalue("postgres_server"))
 
 
 def tell(folder):

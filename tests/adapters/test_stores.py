@@ -34,8 +34,8 @@ from keepwell.testing.store import a_measurement, a_model
 
 
 @pytest.fixture
-def store(database: str) -> Iterator[SqlStore]:
-    made = open_store(database)
+def store(migrated: str) -> Iterator[SqlStore]:
+    made = open_store(migrated)
     yield made
     made.close()
 

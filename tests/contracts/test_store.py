@@ -23,8 +23,8 @@ from keepwell.testing.store import StoreContract, a_model
 
 
 @pytest.fixture
-def store(database: str) -> Iterator[SqlStore]:
-    made = open_store(database)
+def store(migrated: str) -> Iterator[SqlStore]:
+    made = open_store(migrated)
     yield made
     made.close()
 

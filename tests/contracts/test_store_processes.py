@@ -87,18 +87,18 @@ def test_eight_processes_that_open_a_new_database_together_migrate_it_once(datab
     store.close()
 
 
-def test_of_eight_processes_that_swap_exactly_one_wins_each_round(database, tmp_path):
+def test_of_eight_processes_that_swap_exactly_one_wins_each_round(migrated, tmp_path):
     rounds = 10
-    first = open_store(database)
+    first = open_store(migrated)
     with first.transaction(actor="test") as transaction:
         transaction.add(a_model("m"))
     first.close()
-    assert together(8, swap, database, rounds, tmp_path) == [0] * 8
+    assert together(8, swap, migrated, rounds, tmp_path) == [0] * 8
     won = [msgspec.json.decode((tmp_path / f"{n}.json").read_bytes()) for n in range(8)]
     assert sorted(revision for revisions in won for revision in revisions) == list(
         range(2, rounds + 2)
     )
-    store = open_store(database)
+    store = open_store(migrated)
     found = store.get(Model, "m")
     assert found is not None
     assert found.revision == rounds + 1
@@ -107,11 +107,11 @@ def test_of_eight_processes_that_swap_exactly_one_wins_each_round(database, tmp_
     store.close()
 
 
-def test_a_writer_killed_inside_a_transaction_loses_nothing_acknowledged(database, tmp_path):
-    assert together(1, write_and_die, database, tmp_path / "noted") == [-signal.SIGKILL]
+def test_a_writer_killed_inside_a_transaction_loses_nothing_acknowledged(migrated, tmp_path):
+    assert together(1, write_and_die, migrated, tmp_path / "noted") == [-signal.SIGKILL]
     acknowledged = (tmp_path / "noted").read_text().split()
     assert len(acknowledged) == 20
-    store = open_store(database)
+    store = open_store(migrated)
     assert {model.name for model in store.find(Model)} == set(acknowledged)
     with store.transaction(actor="test") as transaction:
         transaction.add(a_model("after"))

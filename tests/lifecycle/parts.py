@@ -1,6 +1,7 @@
 """A context of real parts (store, blobs, signer, rollouts) with the outside answered for by plain objects."""
 
 import msgspec
+from tests.databases import migrated_file
 
 from keepwell.adapters.blobs.files import FileBlobs
 from keepwell.adapters.signing.dsse import open_signer
@@ -85,7 +86,7 @@ def project():
 
 def context(folder, *, approvals=1, application=None):
     clock = FixedClock(START)
-    store = open_store(f"sqlite:///{folder}/keepwell.db", clock=clock)
+    store = open_store(migrated_file(folder / "keepwell.db"), clock=clock)
     blobs = FileBlobs(folder / "blobs")
     signer = open_signer(folder / "keys")
     with store.transaction(actor="test") as transaction:

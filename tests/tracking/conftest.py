@@ -57,17 +57,16 @@ class Running:
 
 
 @pytest.fixture
-def tracking(database: str) -> Iterator[SqlTracking]:
+def tracking(migrated: str) -> Iterator[SqlTracking]:
     """Give tracking on a migrated database."""
-    open_store(database).close()
-    made = open_tracking(database)
+    made = open_tracking(migrated)
     yield made
     made.close()
 
 
 @pytest.fixture
-def server(database: str, tmp_path: Path) -> Iterator[Running]:
+def server(migrated: str, tmp_path: Path) -> Iterator[Running]:
     """Give a running server on each kind of database."""
-    made = Running(database, tmp_path)
+    made = Running(migrated, tmp_path)
     yield made
     made.stop()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from tests.databases import migrated_file
 
 from keepwell.adapters.blobs.files import FileBlobs
 from keepwell.adapters.stores.sql import SqlStore, open_store
@@ -219,7 +220,9 @@ class Site:
         self.world = world or World()
         self.clock = FixedClock(moment("2026-01-01"))
         self.blobs = FileBlobs(self.folder / "blobs")
-        self.store = store or open_store(f"sqlite:///{self.folder}/keepwell.db", clock=self.clock)
+        self.store = store or open_store(
+            migrated_file(self.folder / "keepwell.db"), clock=self.clock
+        )
         self.log = ListLog()
         self.inbox = Inbox()
         self.project = Project(name="made")
