@@ -380,6 +380,7 @@ def test_a_bandit_moves_traffic_to_the_better_arm_and_judges_at_its_end(live, al
     measured = live.last_look.measured
     assert measured["effects"]["challenger"]["low"] > 0
     assert measured["left out"] == 0  # each plan explains the chances of all its rows
+    assert live.driver.replay("r").assignments > 1_000  # a policy's draws among them
 
 
 def test_a_bandit_keeps_the_champion_that_earns_more(live):

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from keepwell.core.errors import InvalidInput
 from keepwell.core.records.models import Signature
-from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, Period
+from keepwell.core.records.traffic import BUCKETS, Arm, Cohort, LinearPolicyState, Period
 from keepwell.serving.desk.codec import event_time, text_of
-from keepwell.serving.desk.policies import Drawing
+from keepwell.serving.desk.policies import Drawing, inputs_of, unpack_policy
 from keepwell.serving.editions import EndpointEdition
 from keepwell.serving.log.batches import Places
 
@@ -113,6 +113,19 @@ def in_turns(
     buckets = buckets_of(names, _key(salt, b"period"))
     drawn: Places = laid[edges.searchsorted(buckets, side="right")][place]
     return drawn
+
+
+def drawn_by(
+    state: LinearPolicyState,
+    names: Sequence[str],
+    features: Sequence[Sequence[Any]],
+    signature: Signature,
+    salt: str,
+) -> Places:
+    """Give the places, among the policy's arms, that it drew for decisions by their ids and features, shape (n,)."""
+    matrix = np.array(features, dtype=object).reshape(len(features), len(signature.inputs))
+    chances = unpack_policy(state).probabilities(inputs_of(state, signature, matrix))
+    return _drawn(chances, _uniform(names, _key(salt, b"draw")))
 
 
 def _laid_out(arms: Sequence[Arm]) -> tuple[npt.NDArray[np.uint64], Places]:

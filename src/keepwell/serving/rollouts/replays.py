@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from keepwell.core.errors import NotFound
 from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.ports.store import Reader
@@ -11,7 +12,7 @@ from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import HOLDOUT, TrafficPlan
-from keepwell.serving.desk.assign import assigned, held_out, in_turns
+from keepwell.serving.desk.assign import assigned, drawn_by, held_out, in_turns
 from keepwell.serving.desk.codec import text_of
 from keepwell.serving.log.batches import Places
 from keepwell.serving.rollouts.controllers import (
@@ -132,37 +133,44 @@ def _assignments(
             arms = _arms_of(plan, predictions, store)
             for prediction, arm in zip(predictions, arms, strict=True):
                 logged = prediction.chosen or prediction.arm
-                if arm != logged and (arm or logged == HOLDOUT):
+                if arm != logged:
                     wrong.append(
                         f"decision {prediction.id}: it was assigned to {logged!r};"
-                        f" computed again it goes to {arm or 'an arm'!r} (plan {revision})"
+                        f" computed again it goes to {arm!r} (plan {revision})"
                     )
 
 
 def _arms_of(plan: TrafficPlan, predictions: list[Prediction], store: Reader) -> list[str]:
-    """Name the arms again; empty where a policy drew it from features, for whoever is not held out."""
+    """Name the arms again."""
     held = held_out([p.unit for p in predictions], plan.holdout, plan.salt).tolist()
-    if plan.policy is not None:
-        return [HOLDOUT if out else "" for out in held]
+    names = [arm.name for arm in plan.arms] if plan.policy is None else list(plan.policy.arms)
     places = _places(plan, predictions, store).tolist()
-    names = [arm.name for arm in plan.arms]
     return [HOLDOUT if out else names[k] for out, k in zip(held, places, strict=True)]
 
 
 def _places(plan: TrafficPlan, predictions: list[Prediction], store: Reader) -> Places:
-    if plan.period is None:
+    """Give the places of the arms, among those of the plan, or of its policy where it has one."""
+    times = [p.time for p in predictions]
+    if plan.policy is None and plan.period is None:
         return assigned([p.unit for p in predictions], plan.arms, plan.salt)
-    groups: list[str] = []
+    if plan.period is not None and not plan.period.field:
+        return in_turns(times, [], plan.arms, plan.salt, plan.period)
     first = plan.arms[0]
-    version = store.get(ModelVersion, first.model, first.version) if plan.period.field else None
-    if version is not None and version.signature is not None:
-        place = version.signature.names.index(plan.period.field)
-        dtype = version.signature.inputs[place].dtype
-        groups = [text_of(p.features[place], dtype) for p in predictions]
-    return in_turns([p.time for p in predictions], groups, plan.arms, plan.salt, plan.period)
+    version = store.get(ModelVersion, first.model, first.version)
+    signature = version.signature if version is not None else None
+    if signature is None:
+        raise NotFound(
+            f"Version {first.version} of {first.model!r} has no signature, so its features have no names."
+        )
+    if plan.policy is not None:
+        features = [p.features for p in predictions]
+        return drawn_by(plan.policy, [p.id for p in predictions], features, signature, plan.salt)
+    assert plan.period is not None
+    place = signature.names.index(plan.period.field)
+    dtype = signature.inputs[place].dtype
+    groups = [text_of(p.features[place], dtype) for p in predictions]
+    return in_turns(times, groups, plan.arms, plan.salt, plan.period)
 
 
 def _by_chance(prediction: Prediction, plan: TrafficPlan) -> bool:
-    if prediction.mirror or prediction.cohort or not plan.arms:
-        return False
-    return plan.policy is None or plan.holdout is not None
+    return not prediction.mirror and not prediction.cohort and bool(plan.arms)

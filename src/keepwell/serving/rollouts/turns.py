@@ -118,6 +118,7 @@ def _turns(
     for k, name in enumerate(names):
         if name in seen.names:
             places[seen.place(name)] = k
+    inside &= places[seen.arm] >= 0  # whoever is held out has no turns
     group = np.zeros(len(seen), dtype=np.int64)
     if seen.groups.shape[1]:
         group = np.unique(seen.groups[:, 0], return_inverse=True)[1].astype(np.int64)
@@ -132,7 +133,7 @@ def _turns(
     low, high = np.full(n, len(names)), np.full(n, -1)
     np.minimum.at(low, place, arm)
     np.maximum.at(high, place, arm)
-    whole = (low == high) & (low >= 0)
+    whole = low == high
     start = cells[:, 0]
     return Turns(
         start[whole],
