@@ -160,7 +160,8 @@ class Story:
     def tells(self, id, *, state, serves, why, retried=False):
         """See that a rollout ended as it had to, and that everything that tells of it agrees."""
         rollout = self.rollout(id)
-        assert rollout.state == state, (rollout.reason, self.last_look(id))
+        look = self.last_look(id)
+        assert rollout.state == state, f"{rollout.reason} {look.reason} {look.next} {look.measured}"
         assert why in rollout.reason
         self.wait_for_plan()
         held = {self.plan.holdout.version} if self.plan.holdout else set()
