@@ -144,7 +144,14 @@ def test_a_rollout_is_not_started_beside_another(released):
     with pytest.raises(Conflict, match=r"The rollout second is running.*keepwell rollback"):
         start("third", "basic")
     released.fails(
-        "rollout", "start", LABEL, "--dry-run", status=4, says="The rollout second is running"
+        "rollout",
+        "start",
+        LABEL,
+        "--dry-run",
+        "--as",
+        "me",
+        status=4,
+        says="The rollout second is running",
     )
 
 

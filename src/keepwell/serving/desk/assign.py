@@ -37,7 +37,7 @@ def held_out(names: Sequence[str], holdout: Arm | None, salt: str) -> npt.NDArra
 
     >>> arm = Arm(name="holdout", model="m", version=1, artefact="", weight=500)
     >>> held_out(["N14228", "N24211", "N619AA"], arm, "spring").tolist()
-    [False, False, False]
+    [False, True, False]
     """
     if holdout is None:
         return np.zeros(len(names), dtype=np.bool_)
