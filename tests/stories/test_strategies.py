@@ -402,8 +402,9 @@ def test_traffic_is_back_within_a_second_from_any_state(
 def test_one_declaration_takes_a_version_through_three_strategies_though_the_control_plane_is_killed(
     story,
 ):
-    story.serve(8)
-    id = story.start("shadow, canary, ab", 2)
+    story.serve(4)
+    # Far enough from the champion that no draw of the units hides it; shadow is told to bear that.
+    id = story.start("shadow, canary, ab", 2, tolerance=0.6)
     killed: list[str] = []
 
     def meanwhile(day):
