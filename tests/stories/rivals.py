@@ -175,13 +175,15 @@ class Callers:
         self.wait_for_worker()
 
     def send_some(self, count):
-        """Begin a day, or go on with it; the next one where it is over."""
-        day = self._days[self._next]
-        if not day.requests:
-            self.send_day()
-            day = self._days[self._next]
-        self.send(day.requests[:count])
-        del day.requests[:count]
+        """Send so many flights: of the day that has begun, and of the next one where they are too few."""
+        while count:
+            requests = self._days[self._next].requests
+            now, requests[:count] = requests[:count], []
+            self.send(now)
+            count -= len(now)
+            if count:
+                self.send(self._days[self._next].outcomes)
+                self._next += 1
 
     def wait_for_worker(self):
         now = self._state.clock.now()
