@@ -13,7 +13,7 @@ from keepwell.core.clock import Time
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused, near_miss
 from keepwell.core.records.data import TrainingSet
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.rollouts import Look, Preview, Rollout
+from keepwell.core.records.rollouts import OPEN, Look, Preview, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Watermark
 from keepwell.lifecycle.roles import require
@@ -128,7 +128,7 @@ def steer_rollout(
     if verb == "promote":
         return rollouts.promote(id, actor=actor, reason=reason, version=version)
     found = rollouts.named(id)
-    if found.state not in {"running", "paused"}:
+    if found.state not in OPEN:
         raise Conflict(
             f"{id} has ended: {found.state}.",
             todo=f"To return to the version before: keepwell rollback {found.endpoint}.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from keepwell.core.errors import Refused
 from keepwell.core.records.lifecycle import Activation, Release
 from keepwell.core.records.models import Alias, Model, ModelVersion
-from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.rollouts import OPEN, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def what_stands_on(version: ModelVersion, store: Reader) -> list[str]:
     for kind, noun in ((Release, "release"), (Activation, "activation")):
         under_way = store.find(kind, {**which, "state": ["running", "waiting"]})
         found += [f"{noun} {row.id} ({row.state})" for row in under_way]
-    for rollout in store.find(Rollout, {"model": version.model, "state": ["running", "paused"]}):
+    for rollout in store.find(Rollout, {"model": version.model, "state": OPEN}):
         if version.version in {rollout.champion, rollout.challenger}:
             found.append(f"rollout {rollout.id} ({rollout.state})")
     for endpoint in store.find(Endpoint):

@@ -14,7 +14,7 @@ from keepwell.core.errors import Conflict, KeepwellError, NotFound, Refused, nea
 from keepwell.core.records.evidence import CheckResult
 from keepwell.core.records.lifecycle import ACTIVATION_STEPS, Activation, Procedure
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.rollouts import Rollout
+from keepwell.core.records.rollouts import OPEN, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import LedgerEntry
 from keepwell.core.records.work import Work
@@ -342,7 +342,7 @@ def kpi_validation(
         and rollout.challenger != rollout.champion
         and rollout.champion is not None
     ):
-        if rollout.state in {"running", "paused"}:
+        if rollout.state in OPEN:
             return Waiting(f"the verdict of {rollout.id}")
         return (
             CheckResult(

@@ -21,7 +21,7 @@ from keepwell.app.wiring import State
 from keepwell.core.clock import duration, iso
 from keepwell.core.errors import InvalidInput, NotFound
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.rollouts import OPEN, Look, Rollout
 from keepwell.core.records.traffic import TrafficPlan
 from keepwell.serving.rollouts.plans import describe_plan
 
@@ -145,7 +145,7 @@ def _status(given: argparse.Namespace, state: State, found: Rollout) -> int:
         last = looks[-1]
         lines.append(f"  last look   {iso(last.at)}: {last.reason}")
         lines += [f"  next        {each}" for each in [waits_for(found, last)] if each]
-        if found.state in {"running", "paused"}:
+        if found.state in OPEN:
             lines += forecast_lines(found.forecast[found.stage :])
     if found.evidence:
         lines.append(f"  evidence    {found.evidence}")

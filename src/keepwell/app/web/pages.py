@@ -44,7 +44,7 @@ from keepwell.core.records.lifecycle import (
     StepResult,
 )
 from keepwell.core.records.models import ModelVersion
-from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.rollouts import OPEN, Look, Rollout
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.records.watching import Alert, Decision, LedgerEntry, Measurement
 from keepwell.core.records.work import Replay, Work
@@ -218,7 +218,7 @@ class Pages:
         found = self._state.rollouts.named(request.path_params["id"])
         looks = store.find(Look, {"rollout": found.id}, order=["number"])
         plan = latest_plan(found.endpoint, store=store)
-        under_way = found.state in {"running", "paused"}
+        under_way = found.state in OPEN
         return self.render(
             "rollout.html",
             request,

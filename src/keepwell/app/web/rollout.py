@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from keepwell.app.web.charts import Point, line_chart, share_chart
 from keepwell.core.clock import Time
-from keepwell.core.records.rollouts import Look, Rollout
+from keepwell.core.records.rollouts import OPEN, Look, Rollout
 from keepwell.core.records.traffic import BUCKETS, Arm, TrafficPlan
 from keepwell.serving.desk.assign import in_turns
 
@@ -136,7 +136,7 @@ def _said(value: Any) -> str:
 
 def drawn_otherwise(rollout: Rollout, plan: TrafficPlan | None) -> str:
     """Say it where shares alone would mislead about who answers; nothing elsewhere."""
-    if plan is None or rollout.state not in {"running", "paused"}:
+    if plan is None or rollout.state not in OPEN:
         return ""
     if plan.policy is not None:
         said = f"{plan.policy.kind} draws the arm of each request from its features"

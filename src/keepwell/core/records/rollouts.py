@@ -12,6 +12,8 @@ from keepwell.core.records.base import Record, Value
 from keepwell.core.records.traffic import Arm, TrafficPlan
 
 RolloutState = Literal["running", "paused", "promoted", "refused", "rolled back"]
+OPEN: tuple[RolloutState, ...] = ("running", "paused")
+"""States in which a rollout has not ended."""
 
 
 class Rollout(Record, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -32,7 +32,8 @@ from keepwell.serving.rollouts.strategy import CHAMPION, Answer, Rules, State, S
 
 _NUMBERS = frozenset({"float64", "int64", "bool"})
 
-
+BEFORE = "plan before"
+"""What a rollout remembers: the revision of the plan that it found in force, 0 if there was none."""
 KEPT = ("known", LOOKED_BACK, "forecast")
 """What a rollout remembers from before it began, through all its stages; looks do not repeat it."""
 
@@ -47,6 +48,27 @@ class Labels(msgspec.Struct, frozen=True):
 
     expires: Time | None = None
     default: float | None = None
+
+
+class Valuation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a project says of its models' decisions: their worth, in its metric and in money, and when it is known."""
+
+    gain_of: Callable[[str], Gain]
+    """By the model's name."""
+    money_of: Callable[[str], Gain | None]
+    """By the model's name; None where it declares no KPI."""
+    labels_of: Callable[[str], Labels]
+    """By the endpoint's name."""
+
+    def state(self, rollout: Rollout, *, store: Reader) -> State:
+        """Give what a rollout's strategy knows beside the observations. Raises NotFound."""
+        return state_of(
+            rollout,
+            store=store,
+            gain=self.gain_of(rollout.model),
+            labels=self.labels_of(rollout.endpoint),
+            money=self.money_of(rollout.model),
+        )
 
 
 def rules_of(
@@ -134,7 +156,7 @@ def carried_over(rollout: Rollout) -> Rollout:
         stages=(rollout.strategy,),
         settings={rollout.strategy: rules_of(rollout.strategy, old)},
         memory=memory,
-        since_plan=int(memory.get("plan before") or 0) + 1,
+        since_plan=int(memory.get(BEFORE) or 0) + 1,
     )
 
 
@@ -149,17 +171,13 @@ def state_of(
 ) -> State:
     """Give what a rollout's strategy knows beside the observations. Raises NotFound."""
     versions = [_version(rollout.model, number, store) for number in rollout.challengers]
-    champion: Arm | None = None
-    if rollout.champion is not None:
-        held = store.get(ModelVersion, rollout.model, rollout.champion)
-        champion = arm_of(held, name=CHAMPION) if held is not None else None
     endpoint = store.get(Endpoint, rollout.endpoint)
     plan = latest_plan(rollout.endpoint, store=store)
     kind: type[Rules] = STRATEGIES.load(rollout.strategy).rules
     signature = versions[0].signature
     known = rollout.memory.get("known")
     return State(
-        champion=champion,
+        champion=champion_of(rollout, store=store),
         challengers=tuple(
             arm_of(version, name="challenger" if place == 1 else f"challenger-{place}")
             for place, version in enumerate(versions, 1)
@@ -179,6 +197,14 @@ def state_of(
         known=None if known is None else msgspec.convert(known, Known),
         before=before,
     )
+
+
+def champion_of(rollout: Rollout, *, store: Reader) -> Arm | None:
+    """Give the arm that answered before a rollout, and answers again when it is given up; None where there was none."""
+    if rollout.champion is None:
+        return None
+    held = store.get(ModelVersion, rollout.model, rollout.champion)
+    return arm_of(held, name=CHAMPION) if held is not None else None
 
 
 def gathering_of(rollout: Rollout, *, store: Reader) -> Gathering:

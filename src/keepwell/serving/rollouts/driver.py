@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from keepwell.core.champion import make_champion
-from keepwell.core.clock import DAY, Clock, Time
+from keepwell.core.clock import Clock, Time
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, as_error, near_miss
 from keepwell.core.ports.blobs import Blobs
 from keepwell.core.ports.predictionlog import PredictionLog
@@ -19,13 +19,14 @@ from keepwell.core.ports.signing import Signer
 from keepwell.core.ports.store import Reader, Store, Transaction
 from keepwell.core.records.evidence import Verdict
 from keepwell.core.records.models import Alias, ModelVersion
-from keepwell.core.records.rollouts import Look, Preview, Rollout, RolloutState
-from keepwell.core.records.traffic import Arm, Endpoint, TrafficPlan
-from keepwell.core.records.watching import Watermark
+from keepwell.core.records.rollouts import OPEN, Look, Preview, Rollout, RolloutState
+from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.statements import VERDICT, sign_evidence
 from keepwell.serving.rollouts.controllers import (
+    BEFORE,
     KEPT,
     Labels,
+    Valuation,
     answer_digest,
     ask,
     begin,
@@ -33,42 +34,29 @@ from keepwell.serving.rollouts.controllers import (
     gathering_of,
     history_of,
     kept_of,
-    label_delay_of,
-    rules_by_stage,
-    state_of,
 )
-from keepwell.serving.rollouts.forecasts import Foreseeing, forecast
-from keepwell.serving.rollouts.history import (
-    LOOKED_BACK,
-    Before,
-    Reach,
-    known_of,
-    reach_back,
-)
-from keepwell.serving.rollouts.holdouts import misfits
+from keepwell.serving.rollouts.declarations import Declarations, stages_of
+from keepwell.serving.rollouts.history import Before
 from keepwell.serving.rollouts.observations import Gathering, Observations
 from keepwell.serving.rollouts.plans import (
     Content,
     arm_of,
     content_of,
     latest_plan,
-    may_answer,
     next_plan,
     write_plan,
 )
 from keepwell.serving.rollouts.replays import Replayed, replay
 from keepwell.serving.rollouts.strategies import STRATEGIES
-from keepwell.serving.rollouts.strategy import CHAMPION, Answer, Conclusion, State, alone
+from keepwell.serving.rollouts.strategy import CHAMPION, Answer, Conclusion, alone
+from keepwell.serving.rollouts.waysback import names_any, plan_before, way_back
 
 _STATES: dict[str, RolloutState] = {
     "promote": "promoted",
     "refuse": "refused",
     "roll back": "rolled back",
 }
-_OPEN = ["running", "paused"]
 
-BEFORE = "plan before"
-"""What a rollout remembers: the revision of the plan that it found in force, 0 if there was none."""
 GROWTH = 1.1
 """Where nothing changes, a look is kept once there are this many times the rows of the one kept before."""
 PATIENCE = 4.0
@@ -104,11 +92,19 @@ class RolloutDriver:
         self._signer = signer
         self._log = log
         self._clock = clock
-        self._gain_of = gain_of
-        self._money_of = money_of or (lambda _: None)
-        self._labels_of = labels_of or (lambda _: Labels())
-        self._settings = dict(settings)
-        self._strategies = dict(strategies or {})
+        self._valuation = Valuation(
+            gain_of=gain_of,
+            money_of=money_of or (lambda _: None),
+            labels_of=labels_of or (lambda _: Labels()),
+        )
+        self._declarations = Declarations(
+            store=store,
+            log=log,
+            clock=clock,
+            valuation=self._valuation,
+            settings=settings,
+            strategies=strategies or {},
+        )
         self._gatherings: dict[tuple[str, int], Gathering] = {}
         self._resting: dict[str, float] = {}
         self._earlier: dict[str, Before | None] = {}
@@ -137,9 +133,9 @@ class RolloutDriver:
             known = [row.name for row in self._store.find(Endpoint)]
             raise NotFound(f"There is no endpoint {endpoint!r}.", todo=near_miss(endpoint, known))
         # The log is read before the transaction, which keeps other writers waiting.
-        seen = self._looked_back(endpoint, strategy)
+        seen = self._declarations.looked_back(endpoint, strategy)
         with self._store.transaction(actor=actor) as transaction:
-            rollout, answer = self._first(
+            rollout, answer = self._declarations.first(
                 id,
                 endpoint,
                 version,
@@ -179,7 +175,7 @@ class RolloutDriver:
 
     def check(self, strategy: str) -> None:
         """Raise NotFound, with the nearest name, unless there is such a strategy (or such several)."""
-        for name in _stages(strategy):
+        for name in stages_of(strategy):
             STRATEGIES.load(name)
 
     def preview(
@@ -192,7 +188,7 @@ class RolloutDriver:
         rules: Mapping[str, Any] | None = None,
     ) -> Preview:
         """Give the plan that a rollout would begin with, and what it will need. Raises as ``start`` does."""
-        rollout, answer = self._first(
+        rollout, answer = self._declarations.first(
             "",
             endpoint,
             version,
@@ -200,7 +196,7 @@ class RolloutDriver:
             others=others,
             rules=rules,
             store=self._store,
-            seen=self._looked_back(endpoint, strategy),
+            seen=self._declarations.looked_back(endpoint, strategy),
         )
         before = latest_plan(endpoint, store=self._store)
         after = next_plan(
@@ -213,120 +209,6 @@ class RolloutDriver:
         )
         return Preview(before=before, after=after, forecast=rollout.forecast)
 
-    def _looked_back(self, endpoint: str, strategy: str) -> tuple[Reach, Observations] | None:
-        """Read the last days of the endpoint's log, where a stage can tell something from it."""
-        if not any(
-            name in STRATEGIES.names() and isinstance(STRATEGIES.load(name)(), Foreseeing)
-            for name in _stages(strategy)
-        ):
-            return None
-        watermark = self._store.get(Watermark, endpoint)
-        newest = watermark.event_time if watermark else 0
-        return reach_back(self._log, endpoint, newest=newest)
-
-    def _first(
-        self,
-        id: str,
-        endpoint: str,
-        version: ModelVersion,
-        strategy: str,
-        *,
-        others: Sequence[ModelVersion],
-        rules: Mapping[str, Any] | None,
-        store: Reader,
-        seen: tuple[Reach, Observations] | None,
-    ) -> tuple[Rollout, Answer]:
-        """Check a declaration whole, and say how it begins."""
-        stages = _stages(strategy)
-        settings, wrong = rules_by_stage(stages, self._settings, self._strategies, rules)
-        if len(wrong) == 1 and not settings:
-            raise wrong[0]
-        self._refuse_a_second(endpoint, store=store)
-        plan = latest_plan(endpoint, store=store)
-        champion = plan.arms[0] if plan and plan.arms else None
-        watermark = store.get(Watermark, endpoint)
-        now = self._clock.now()
-        rollout = Rollout(
-            id=id,
-            endpoint=endpoint,
-            model=version.model,
-            strategy=next(iter(settings), stages[0]),
-            champion=champion.version if champion else None,
-            challenger=version.version,
-            others=tuple(other.version for other in others),
-            stages=stages,
-            state="running",
-            settings=settings,
-            memory={
-                "cursor": dict(watermark.cursor) if watermark else {},
-                BEFORE: plan.revision if plan else 0,
-            },
-            since=watermark.event_time if watermark else 0,
-            started=now,
-        )
-        if seen is not None:
-            rollout.memory.update(self._remembered(rollout, *seen, store=store))
-        problems = [str(error) for error in wrong]
-        problems += misfits(plan, (version, *others), store=store)
-        numbers = rollout.challengers
-        problems += [
-            f"Version {number} is named twice."
-            for k, number in enumerate(numbers)
-            if number in numbers[:k]
-        ]
-        problems += [
-            f"{name}: the new version would answer everything at once, and {stages[place + 1]!r} would never begin:"
-            " put it last."
-            for place, name in enumerate(stages[:-1])
-            if name == "basic"
-        ]
-        forecasts = []
-        for place, name in enumerate(stages):
-            if name not in settings:
-                continue
-            staged = msgspec.structs.replace(rollout, stage=place, strategy=name)
-            state = self._state(staged, store=store)
-            controller = STRATEGIES.load(name)()
-            found = controller.problems(state)
-            problems += [f"{name}: {problem}" for problem in found]
-            if not found:
-                forecasts.append(forecast(controller, name, state))
-        if problems:
-            raise InvalidInput(
-                " ".join(problems),
-                where=f"rollout at endpoint {endpoint!r}",
-                todo="Nothing was changed. The rules of each strategy are in the reference, under 'serving'.",
-            )
-        rollout.memory["forecast"] = msgspec.to_builtins(forecasts)
-        return rollout, begin(rollout, self._state(rollout, store=store), now)
-
-    def _remembered(
-        self, rollout: Rollout, reach: Reach, seen: Observations, *, store: Reader
-    ) -> dict[str, Any]:
-        """Give what a rollout keeps of the days before it."""
-        labels = self._labels_of(rollout.endpoint)
-        days = [each.get("attribution_days", 0.0) for each in rollout.settings.values()]
-        known = known_of(
-            seen,
-            gain=self._gain_of(rollout.model),
-            label_delay=label_delay_of(store.get(Endpoint, rollout.endpoint), labels),
-            default=labels.default,
-            attribution=round(max(days, default=0.0) * DAY),
-        )
-        kept: dict[str, Any] = {} if known is None else {"known": msgspec.to_builtins(known)}
-        if any(each.get("cuped") is True for each in rollout.settings.values()):
-            kept[LOOKED_BACK] = msgspec.to_builtins(reach)
-        return kept
-
-    def _state(self, rollout: Rollout, *, store: Reader) -> State:
-        return state_of(
-            rollout,
-            store=store,
-            gain=self._gain_of(rollout.model),
-            labels=self._labels_of(rollout.endpoint),
-            money=self._money_of(rollout.model),
-        )
-
     def _before_of(self, rollout: Rollout) -> Before | None:
         """Give what units were worth before the rollout. It is read once, and only to look: a rollback is quick."""
         if rollout.id not in self._earlier:
@@ -334,18 +216,10 @@ class RolloutDriver:
                 rollout,
                 store=self._store,
                 log=self._log,
-                gain=self._gain_of(rollout.model),
-                labels=self._labels_of(rollout.endpoint),
+                gain=self._valuation.gain_of(rollout.model),
+                labels=self._valuation.labels_of(rollout.endpoint),
             )
         return self._earlier[rollout.id]
-
-    def _refuse_a_second(self, endpoint: str, *, store: Reader) -> None:
-        running = store.find(Rollout, {"endpoint": endpoint, "state": _OPEN})
-        if running:
-            raise Conflict(
-                f"The rollout {running[0].id} is {running[0].state} on {endpoint!r}.",
-                todo="Wait for its verdict, or end it with 'keepwell rollback'.",
-            )
 
     def look(self) -> int:
         """Let every running rollout's strategy look once; gives how many ended."""
@@ -386,7 +260,7 @@ class RolloutDriver:
             pass
         seen = gathering.observations()
         now = self._clock.now()
-        state = self._state(rollout, store=self._store)
+        state = self._valuation.state(rollout, store=self._store)
         state = msgspec.structs.replace(state, before=self._before_of(rollout))
         answer = ask(rollout, state, seen, now)
         if answer.verdict == "promote" and rollout.stage + 1 < len(rollout.stages):
@@ -477,7 +351,7 @@ class RolloutDriver:
             | kept_of(rollout.memory),
             reason="",
         )
-        answer = begin(following, self._state(following, store=self._store), now)
+        answer = begin(following, self._valuation.state(following, store=self._store), now)
         with self._store.transaction(actor="worker") as transaction:
             current = transaction.get(Rollout, rollout.id)
             if current is None or current.revision != rollout.revision:
@@ -563,7 +437,7 @@ class RolloutDriver:
         self, transaction: Transaction, rollout: Rollout, answer: Answer, *, plan: TrafficPlan
     ) -> Rollout:
         current = transaction.get(Rollout, rollout.id)
-        if current is None or current.state not in _OPEN:
+        if current is None or current.state not in OPEN:
             return current or rollout
         now = self._clock.now()
         judged = answer.winner or rollout.challenger
@@ -665,9 +539,9 @@ class RolloutDriver:
             found,
             store=self._store,
             log=self._log,
-            gain=self._gain_of(found.model),
-            labels=self._labels_of(found.endpoint),
-            money=self._money_of(found.model),
+            gain=self._valuation.gain_of(found.model),
+            labels=self._valuation.labels_of(found.endpoint),
+            money=self._valuation.money_of(found.model),
         )
 
     def named(self, id: str, *, store: Reader | None = None) -> Rollout:
@@ -681,7 +555,7 @@ class RolloutDriver:
 
     def _open(self, id: str, *, store: Reader) -> Rollout:
         found = self.named(id, store=store)
-        if found.state not in _OPEN:
+        if found.state not in OPEN:
             raise Conflict(f"The rollout {id} has ended: {found.state}.")
         return found
 
@@ -690,7 +564,7 @@ class RolloutDriver:
 
         Raises NotFound if nothing answered before.
         """
-        arms, running = self._way_back(endpoint)
+        arms, running = way_back(endpoint, store=self._store)
         now = self._clock.now()
         with self._store.transaction(actor=actor) as transaction:
             written = write_plan(
@@ -708,7 +582,7 @@ class RolloutDriver:
 
     def preview_roll_back(self, endpoint: str, *, reason: str) -> TrafficPlan:
         """Give the plan that ``roll_back`` would write, without writing it. Raises NotFound."""
-        arms, _ = self._way_back(endpoint)
+        arms, _ = way_back(endpoint, store=self._store)
         return next_plan(
             latest_plan(endpoint, store=self._store),
             endpoint,
@@ -717,28 +591,6 @@ class RolloutDriver:
             actor="",
             now=self._clock.now(),
         )
-
-    def _way_back(self, endpoint: str) -> tuple[tuple[Arm, ...], Rollout | None]:
-        """Give who would answer after a rollback, and the rollout that it ends."""
-        running = self._store.find(Rollout, {"endpoint": endpoint, "state": _OPEN})
-        plan = latest_plan(endpoint, store=self._store)
-        if plan is None or not (plan.arms or running):
-            known = [row.name for row in self._store.find(Endpoint)]
-            raise NotFound(
-                f"Nothing is deployed at {endpoint!r}.",
-                todo=near_miss(endpoint, known) if endpoint not in known else "",
-            )
-        if running:
-            champion = self._state(running[0], store=self._store).champion
-            back = champion
-        else:
-            back = self._before(plan)
-        if back is None:
-            raise NotFound(
-                f"No version answered {endpoint!r} before the one that answers now.",
-                todo="Release and activate another version instead.",
-            )
-        return alone(back), running[0] if running else None
 
     def call_off(self, transaction: Transaction, *, id: str, actor: str, reason: str) -> bool:
         """Take back what the rollout of this id has changed: its endpoint returns to the plan before it.
@@ -752,9 +604,9 @@ class RolloutDriver:
             return False
         plan = latest_plan(rollout.endpoint, store=transaction)
         found = int(rollout.memory.get(BEFORE) or 0)
-        if plan is None or plan.revision <= found or not _names(plan, rollout):
+        if plan is None or plan.revision <= found or not names_any(plan, rollout):
             return False
-        before = _plan_before(transaction, rollout, found)
+        before = plan_before(transaction, rollout, found)
         content = content_of(before) if before else Content(arms=())
         written = write_plan(
             transaction,
@@ -764,49 +616,10 @@ class RolloutDriver:
             now=self._clock.now(),
             **content | {"mirrors": ()},
         )
-        for running in transaction.find(Rollout, {"endpoint": rollout.endpoint, "state": _OPEN}):
+        for running in transaction.find(Rollout, {"endpoint": rollout.endpoint, "state": OPEN}):
             answer = Answer(arms=written.arms, verdict="roll back", reason=reason)
             self._conclude(transaction, running, answer, plan=written)
         return True
-
-    def _before(self, plan: TrafficPlan) -> Arm | None:
-        earlier = self._store.find(
-            TrafficPlan,
-            {"endpoint": plan.endpoint, "revision <": plan.revision},
-            order=["-revision"],
-        )
-        for other in earlier:
-            if (
-                other.arms
-                and other.arms[0].artefact != plan.arms[0].artefact
-                and may_answer(other.arms[0], self._store)
-            ):
-                return other.arms[0]
-        return None
-
-
-def _plan_before(store: Reader, rollout: Rollout, revision: int) -> TrafficPlan | None:
-    for plan in store.find(
-        TrafficPlan,
-        {"endpoint": rollout.endpoint, "revision <=": revision},
-        order=["-revision"],
-    ):
-        if not plan.arms:
-            return None
-        if not _names(plan, rollout) and all(may_answer(arm, store) for arm in plan.arms):
-            return plan
-    return None
-
-
-def _names(plan: TrafficPlan, rollout: Rollout) -> bool:
-    return any(
-        arm.model == rollout.model and arm.version in rollout.challengers
-        for arm in (*plan.arms, *plan.mirrors)
-    )
-
-
-def _stages(strategy: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in strategy.split(","))
 
 
 def _labels(version: ModelVersion, others: Sequence[ModelVersion]) -> str:
