@@ -201,6 +201,19 @@ def read_records(
     return [found[2] for found in predictions], [found[2] for found in outcomes]
 
 
+def read_table(
+    folder: Path, parts: Iterable[Part], segment: str, start: int, end: int
+) -> pl.DataFrame | None:
+    """Give the predictions of a compacted segment between two bytes as one table, in order; None without parts."""
+    between = (pl.col("end") > start) & (pl.col("end") <= end)
+    found = [
+        renewed(_of(folder, part, segment).filter(between).collect())
+        for part in parts
+        if part.kind == "predictions"
+    ]
+    return stack(found).sort("end", "row") if found else None
+
+
 def _of(folder: Path, part: Part, segment: str) -> pl.LazyFrame:
     found = pl.scan_parquet(folder / part.path, hive_partitioning=False)
     return found.filter(pl.col("segment") == segment)

@@ -26,7 +26,15 @@ from keepwell.core.errors import Unavailable
 from keepwell.core.ports.predictionlog import LogBatch
 from keepwell.core.records.predictions import Outcome, Prediction
 from keepwell.serving.log.batches import Batch
-from keepwell.serving.log.manifest import Manifest, ManifestFile, is_whole
+from keepwell.serving.log.columns import (
+    ColumnBatch,
+    Columns,
+    Wanted,
+    columns_of_batches,
+    columns_of_records,
+    columns_of_table,
+)
+from keepwell.serving.log.manifest import Manifest, ManifestFile, Part, is_whole
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 RECORD_BYTES = 150
@@ -181,6 +189,15 @@ def read_frames(
 
     A frame that is cut off or changed ends the reading and is told in ``torn``. Raises FileNotFoundError.
     """
+    for end, payload in _payloads(path, start, torn):
+        content = _content(payload)
+        if isinstance(content, Batch):
+            yield end, content.expand(), ()
+        else:
+            yield end, *content
+
+
+def _payloads(path: Path, start: int, torn: list[str]) -> Iterator[tuple[int, bytes]]:
     end = start
     with path.open("rb") as file:
         file.seek(start)
@@ -197,18 +214,21 @@ def read_frames(
                 torn.append(f"{path.name} at byte {end}: a frame does not match its checksum")
                 return
             end += _HEAD.size + length
-            if payload[1] == 2:
-                yield end, _batches.decode(payload)[1].expand(), ()
-            elif payload[1] == 0:
-                yield end, _predictions.decode(payload)[1], ()
-            else:
-                yield end, (), _outcomes.decode(payload)[1]
+            yield end, payload
+
+
+def _content(payload: bytes) -> Batch | tuple[Sequence[Prediction], Sequence[Outcome]]:
+    if payload[1] == 2:
+        return _batches.decode(payload)[1]
+    if payload[1] == 0:
+        return _predictions.decode(payload)[1], ()
+    return (), _outcomes.decode(payload)[1]
 
 
 class SegmentLog:
     """Reads a log folder: its segments, and those that became Parquet where a cursor is not past them.
 
-    Implements ``keepwell.core.ports.predictionlog.PredictionLog``. Whether a segment was compacted shows in nothing
+    Implements ``keepwell.serving.log.columns.AnswerLog``. Whether a segment was compacted shows in nothing
     that is read. Records of one decision id may come twice, when a caller repeated a request whose answer was lost in a
     crash: the first one counts.
     """
@@ -227,13 +247,40 @@ class SegmentLog:
         until: Mapping[str, int] | None = None,
     ) -> LogBatch:
         """See ``keepwell.core.ports.predictionlog.PredictionLog``. Raises Corrupt if the manifest is damaged."""
-        reading = _Reading(dict(cursor), limit, until)
+        reading = _Records(dict(cursor), limit, until)
+        self._read(reading)
+        return LogBatch(
+            predictions=tuple(reading.predictions),
+            outcomes=tuple(reading.outcomes),
+            cursor=reading.places,
+            torn=tuple(reading.torn),
+        )
+
+    def read_columns(
+        self,
+        cursor: Mapping[str, int],
+        *,
+        wanted: Wanted,
+        limit: int = 200_000,
+        until: Mapping[str, int] | None = None,
+    ) -> ColumnBatch:
+        """See ``keepwell.serving.log.columns.AnswerLog``. Raises Corrupt if the manifest is damaged."""
+        reading = _Columns(dict(cursor), limit, until, wanted)
+        self._read(reading)
+        return ColumnBatch(
+            parts=tuple(reading.parts()),
+            outcomes=tuple(reading.outcomes),
+            cursor=reading.places,
+            torn=tuple(reading.torn),
+        )
+
+    def _read(self, reading: _Reading) -> None:
         # The folder first: a segment that is removed later is in the manifest that is read after it.
         names = {path.name for path in self._folder.glob("*.seg")}
         held = self._manifest.read()
         for name in sorted(names | held.segments.keys()):
             start = reading.places.get(name, 0)
-            if reading.full:
+            if reading.count >= reading.limit:
                 break
             if start >= reading.last(name):
                 continue
@@ -244,12 +291,6 @@ class SegmentLog:
                     held = self._manifest.read()
             if name in held.segments and held.segments[name] > start:
                 self._read_compacted(name, start, held, reading)
-        return LogBatch(
-            predictions=tuple(reading.predictions),
-            outcomes=tuple(reading.outcomes),
-            cursor=reading.places,
-            torn=tuple(reading.torn),
-        )
 
     def past(self, time: Time) -> dict[str, int]:
         """See ``keepwell.core.ports.predictionlog.PredictionLog``: past the segments whose Parquet is all older."""
@@ -273,20 +314,23 @@ class SegmentLog:
         if path.stat().st_size <= start:
             return
         reading.places[name] = start
-        for end, predictions, outcomes in read_frames(path, start, reading.torn):
+        for end, payload in _payloads(path, start, reading.torn):
             if end > reading.last(name):
                 break
-            reading.predictions.extend(predictions)
-            reading.outcomes.extend(outcomes)
+            reading.take(_content(payload))
             reading.places[name] = end
-            if reading.full:
+            if reading.count >= reading.limit:
                 break
 
     def _read_compacted(self, name: str, start: int, held: Manifest, reading: _Reading) -> None:
         from keepwell.serving.log import parts as tables  # noqa: PLC0415 - a gateway never reads, and starts without polars
 
         folder = self._manifest.folder
-        found = [part for part in held.parts if name in part.segments]
+        found = [
+            part
+            for part in held.parts
+            if name in part.segments and reading.endpoint in {None, part.endpoint}
+        ]
         for part in [part for part in found if part.path not in self._whole]:
             if is_whole(folder / part.path, part):
                 self._whole.add(part.path)
@@ -295,13 +339,11 @@ class SegmentLog:
                     f"{name}: its compacted part {part.path} is not as it was written"
                 )
                 found.remove(part)
+        most = reading.limit - reading.count
         ends = tables.read_places(folder, found, name, start)
-        left = reading.limit - len(reading.predictions) - len(reading.outcomes)
-        end = ends[left - 1] if len(ends) > left else held.segments[name]
+        end = ends[most - 1] if len(ends) > most else held.segments[name]
         end = int(min(end, reading.last(name)))
-        predictions, outcomes = tables.read_records(folder, found, name, start, end)
-        reading.predictions.extend(predictions)
-        reading.outcomes.extend(outcomes)
+        reading.take_compacted(folder, found, name, start, end)
         reading.places[name] = end
 
 
@@ -311,8 +353,11 @@ class _Reading:
     def __init__(self, places: dict[str, int], limit: int, until: Mapping[str, int] | None) -> None:
         self.places = places
         self.limit = limit
+        self.count = 0
+        """Records taken, of the ``limit``."""
+        self.endpoint: str | None = None
+        """The only one whose records are taken; None: all are."""
         self._until = until
-        self.predictions: list[Prediction] = []
         self.outcomes: list[Outcome] = []
         self.torn: list[str] = []
 
@@ -320,6 +365,99 @@ class _Reading:
         """Give the byte behind which nothing of a segment is wanted."""
         return math.inf if self._until is None else self._until.get(name, 0)
 
-    @property
-    def full(self) -> bool:
-        return len(self.predictions) + len(self.outcomes) >= self.limit
+    def take(self, content: Batch | tuple[Sequence[Prediction], Sequence[Outcome]]) -> None:
+        """Take in one frame."""
+        raise NotImplementedError
+
+    def take_compacted(
+        self, folder: Path, parts: Sequence[Part], segment: str, start: int, end: int
+    ) -> None:
+        """Take in what the frames of a segment between two bytes held, from its parts."""
+        raise NotImplementedError
+
+
+class _Records(_Reading):
+    """Takes in all, as records."""
+
+    def __init__(self, places: dict[str, int], limit: int, until: Mapping[str, int] | None) -> None:
+        super().__init__(places, limit, until)
+        self.predictions: list[Prediction] = []
+
+    def take(self, content: Batch | tuple[Sequence[Prediction], Sequence[Outcome]]) -> None:
+        self._keep(*((content.expand(), ()) if isinstance(content, Batch) else content))
+
+    def take_compacted(
+        self, folder: Path, parts: Sequence[Part], segment: str, start: int, end: int
+    ) -> None:
+        from keepwell.serving.log.parts import read_records  # noqa: PLC0415 - it brings polars
+
+        self._keep(*read_records(folder, parts, segment, start, end))
+
+    def _keep(self, predictions: Sequence[Prediction], outcomes: Sequence[Outcome]) -> None:
+        self.predictions.extend(predictions)
+        self.outcomes.extend(outcomes)
+        self.count += len(predictions) + len(outcomes)
+
+
+class _Columns(_Reading):
+    """Takes in what is wanted of one endpoint, as columns."""
+
+    def __init__(
+        self,
+        places: dict[str, int],
+        limit: int,
+        until: Mapping[str, int] | None,
+        wanted: Wanted,
+    ) -> None:
+        super().__init__(places, limit, until)
+        self.endpoint = wanted.endpoint
+        self._wanted = wanted
+        self._parts: list[Columns] = []
+        self._batches: list[Batch] = []
+        """Batches that came one after the other, to become columns together."""
+
+    def take(self, content: Batch | tuple[Sequence[Prediction], Sequence[Outcome]]) -> None:
+        if isinstance(content, Batch):
+            if content.endpoint == self.endpoint:
+                self._batches.append(content)
+                self.count += content.rows
+            return
+        predictions, outcomes = content
+        if predictions:
+            self._keep(columns_of_records(predictions, self._wanted))
+            self.count += len(predictions)
+        known = [each for each in outcomes if each.endpoint == self.endpoint]
+        self.outcomes += known
+        self.count += len(known)
+
+    def take_compacted(
+        self, folder: Path, parts: Sequence[Part], segment: str, start: int, end: int
+    ) -> None:
+        from keepwell.serving.log import parts as tables  # noqa: PLC0415 - it brings polars
+
+        table = tables.read_table(
+            folder, [part for part in parts if part.kind == "predictions"], segment, start, end
+        )
+        if table is not None:
+            self._keep(columns_of_table(table, self._wanted))
+            self.count += len(table)
+        _, known = tables.read_records(
+            folder, [part for part in parts if part.kind == "outcomes"], segment, start, end
+        )
+        self.outcomes += known
+        self.count += len(known)
+
+    def parts(self) -> list[Columns]:
+        """Give what was taken in."""
+        self._flush()
+        return self._parts
+
+    def _keep(self, part: Columns) -> None:
+        self._flush()
+        if len(part):
+            self._parts.append(part)
+
+    def _flush(self) -> None:
+        if self._batches:
+            waiting, self._batches = self._batches, []
+            self._keep(columns_of_batches(waiting, self._wanted))

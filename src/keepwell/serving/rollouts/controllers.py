@@ -11,12 +11,12 @@ import numpy as np
 from keepwell.core.clock import Time
 from keepwell.core.digest import Digest, digest_bytes, digest_of
 from keepwell.core.errors import InvalidInput, KeepwellError, NotFound, near_miss
-from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.ports.store import Reader
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import Rollout
 from keepwell.core.records.traffic import Arm, Endpoint, TrafficPlan
+from keepwell.serving.log.columns import AnswerLog
 from keepwell.serving.rollouts.history import (
     LOOKED_BACK,
     Before,
@@ -220,7 +220,7 @@ def gathering_of(rollout: Rollout, *, store: Reader) -> Gathering:
 
 
 def history_of(
-    rollout: Rollout, *, store: Reader, log: PredictionLog, gain: Gain, labels: Labels
+    rollout: Rollout, *, store: Reader, log: AnswerLog, gain: Gain, labels: Labels
 ) -> Before | None:
     """Read again what units were worth before a rollout, as it was read then; None where no rule asks."""
     reach = reach_of(rollout.memory)

@@ -9,12 +9,12 @@ import msgspec
 
 from keepwell.core.clock import DAY, Clock
 from keepwell.core.errors import Conflict, InvalidInput
-from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.store import Reader
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.rollouts import OPEN, Rollout
 from keepwell.core.records.traffic import Endpoint
 from keepwell.core.records.watching import Watermark
+from keepwell.serving.log.columns import AnswerLog
 from keepwell.serving.rollouts.controllers import (
     BEFORE,
     Valuation,
@@ -38,7 +38,7 @@ class Declarations:
         self,
         *,
         store: Reader,
-        log: PredictionLog,
+        log: AnswerLog,
         clock: Clock,
         valuation: Valuation,
         settings: Mapping[str, Any],

@@ -13,7 +13,6 @@ from keepwell.core.champion import make_champion
 from keepwell.core.clock import Clock, Time
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, as_error, near_miss
 from keepwell.core.ports.blobs import Blobs
-from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.ports.signing import Signer
 from keepwell.core.ports.store import Reader, Store, Transaction
@@ -22,6 +21,7 @@ from keepwell.core.records.models import Alias, ModelVersion
 from keepwell.core.records.rollouts import OPEN, Look, Preview, Rollout, RolloutState
 from keepwell.core.records.traffic import Endpoint, TrafficPlan
 from keepwell.core.statements import VERDICT, sign_evidence
+from keepwell.serving.log.columns import AnswerLog
 from keepwell.serving.rollouts.controllers import (
     BEFORE,
     KEPT,
@@ -75,7 +75,7 @@ class RolloutDriver:
         store: Store,
         blobs: Blobs,
         signer: Signer,
-        log: PredictionLog,
+        log: AnswerLog,
         clock: Clock,
         gain_of: Callable[[str], Gain],
         settings: Mapping[str, Any],

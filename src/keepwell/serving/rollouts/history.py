@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from keepwell.core.clock import DAY, Time
-from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.records.traffic import HOLDOUT
+from keepwell.serving.log.columns import AnswerLog
 from keepwell.serving.rollouts.evidence import by_unit, health
 from keepwell.serving.rollouts.metrics import outcome_rows
 from keepwell.serving.rollouts.observations import Floats, Gathering, Keys, Observations
@@ -117,9 +117,7 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
         return np.where(self.keys[place] == keys, self.values[place], self.values.mean())
 
 
-def reach_back(
-    log: PredictionLog, endpoint: str, *, newest: Time
-) -> tuple[Reach, Observations] | None:
+def reach_back(log: AnswerLog, endpoint: str, *, newest: Time) -> tuple[Reach, Observations] | None:
     """Read the last days of an endpoint's log; ``newest`` is the event time that is known of, 0 for none.
 
     None where too much would have to be read, because little of a great log has become Parquet yet.
@@ -143,7 +141,7 @@ def reach_back(
     return reach, _within(seen, reach)
 
 
-def read_again(log: PredictionLog, endpoint: str, reach: Reach) -> Observations:
+def read_again(log: AnswerLog, endpoint: str, reach: Reach) -> Observations:
     """Read the same part of the log again, bit for bit."""
     gathering = Gathering(endpoint, cursor=reach.begin, since_plan=0)
     while gathering.read(log, until=reach.until):

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from keepwell.core.clock import Time
-from keepwell.core.ports.predictionlog import PredictionLog
-from keepwell.core.records.predictions import Outcome, Prediction
+from keepwell.core.records.predictions import Outcome
 from keepwell.serving.desk.codec import text_of
+from keepwell.serving.log.batches import STATUSES
+from keepwell.serving.log.columns import AnswerLog, Columns, Wanted, columns_of_records
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -25,7 +26,13 @@ Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 
 OK, FALLBACK, ERROR, REFUSED = range(4)
-_STATUS = {"ok": OK, "fallback": FALLBACK, "error": ERROR, "refused": REFUSED}
+_STATUS = np.array(
+    [
+        {"ok": OK, "fallback": FALLBACK, "error": ERROR, "refused": REFUSED}[name]
+        for name in STATUSES
+    ]
+)
+"""By the places in the log."""
 
 
 class Observations(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,64 +114,54 @@ class Gathering:
         group: tuple[int, str] | None = None,
     ) -> None:
         self.cursor = dict(cursor)
-        self._endpoint = endpoint
-        self._since_plan = since_plan
-        self._fields = tuple(fields)
+        self._wanted = Wanted(
+            endpoint=endpoint,
+            since_plan=since_plan,
+            fields=tuple(fields),
+            group=group[0] if group else None,
+        )
         self._group = group
         self._arms: dict[str, int] = {}
         self._parts: list[dict[str, npt.NDArray[np.generic]]] = []
         self._known: list[tuple[Keys, Ints, Ints, Floats]] = []
         self._made: Observations | None = None
 
-    def read(self, log: PredictionLog, *, until: Mapping[str, int] | None = None) -> bool:
+    def read(self, log: AnswerLog, *, until: Mapping[str, int] | None = None) -> bool:
         """Take in what is new, up to ``until``; True if there was anything."""
-        batch = log.read(self.cursor, until=until)
+        batch = log.read_columns(self.cursor, wanted=self._wanted, until=until)
+        went_on = batch.cursor != self.cursor
         self.cursor = batch.cursor
-        predictions = [
-            p
-            for p in batch.predictions
-            if p.endpoint == self._endpoint and p.plan >= self._since_plan
-        ]
-        if predictions:
-            self._parts.append(self._columns(predictions))
-        outcomes = [
-            o for o in batch.outcomes if o.endpoint == self._endpoint and o.value == o.value
-        ]  # NaN is no outcome
+        self._parts += [self._hashed(part) for part in batch.parts]
+        outcomes = [o for o in batch.outcomes if o.value == o.value]  # NaN is no outcome
         if outcomes:
             self._known.append(_known(outcomes))
-        if predictions or outcomes:
+        if batch.parts or outcomes:
             self._made = None
-        return bool(batch.predictions or batch.outcomes)
+        return went_on
 
-    def _columns(self, records: Sequence[Prediction]) -> dict[str, npt.NDArray[np.generic]]:
-        arms = self._arms
-        for record in records:
-            for name in (record.arm, record.chosen):
-                if name and name not in arms:
-                    arms[name] = len(arms)
-        outputs = [r.output if isinstance(r.output, int | float) else np.nan for r in records]
-        features = [[_number(r.features, k) for k in self._fields] for r in records]
-        groups = np.zeros((len(records), 0), dtype=np.uint64)
+    def _hashed(self, part: Columns) -> dict[str, npt.NDArray[np.generic]]:
+        places = np.array(
+            [self._arms.setdefault(name, len(self._arms)) for name in part.names], dtype=np.int64
+        )
+        decision = _keys(part.ids)
+        groups = np.zeros((len(part), 0), dtype=np.uint64)
         if self._group is not None:
-            place, dtype = self._group
-            groups = _keys([text_of(r.features[place], dtype) for r in records])[:, None]
+            groups = _keys([text_of(value, self._group[1]) for value in part.group])[:, None]
         return {
-            "time": np.array([r.time for r in records], dtype=np.int64),
-            "arrived": np.array([r.arrived for r in records], dtype=np.int64),
-            "decision": _keys([r.id for r in records]),
-            "unit": _keys([r.unit for r in records]),
-            "arm": np.array([arms[r.chosen or r.arm] for r in records], dtype=np.int64),
-            "by": np.array([arms[r.arm] for r in records], dtype=np.int64),
-            "plan": np.array([r.plan for r in records], dtype=np.int64),
-            "status": np.array([_STATUS[r.status] for r in records], dtype=np.int64),
-            "mirror": np.array([r.mirror for r in records], dtype=np.bool_),
-            "placed": np.array([bool(r.cohort) for r in records], dtype=np.bool_),
-            "propensity": np.array([r.propensity for r in records], dtype=np.float64),
-            "latency": np.array([r.latency for r in records], dtype=np.float64) / 1e6,
-            "output": np.array(outputs, dtype=np.float64),
-            "features": np.array(features, dtype=np.float64).reshape(
-                len(records), len(self._fields)
-            ),
+            "time": part.time,
+            "arrived": part.arrived,
+            "decision": decision,
+            "unit": decision if part.units is part.ids else _keys(part.units),
+            "arm": places[part.arm],
+            "by": places[part.by],
+            "plan": part.plan,
+            "status": _STATUS[part.status],
+            "mirror": part.mirror,
+            "placed": part.placed,
+            "propensity": part.propensity,
+            "latency": part.latency / 1e6,
+            "output": part.output,
+            "features": part.features,
             "groups": groups,
         }
 
@@ -175,7 +172,7 @@ class Gathering:
         return self._made
 
     def _make(self) -> Observations:
-        parts = self._parts or [self._columns([])]
+        parts = self._parts or [self._hashed(columns_of_records([], self._wanted))]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         names = tuple(sorted(self._arms))
         places = np.array([names.index(name) for name in self._arms] or [0], dtype=np.int64)
@@ -211,11 +208,6 @@ class Gathering:
 def _keys(texts: Sequence[str]) -> Keys:
     joined = b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts])
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
-
-
-def _number(features: Sequence[object], place: int) -> float:
-    value = features[place] if place < len(features) else None
-    return float(value) if isinstance(value, int | float) else np.nan
 
 
 def _known(outcomes: Sequence[Outcome]) -> tuple[Keys, Ints, Ints, Floats]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from keepwell.core.errors import NotFound
-from keepwell.core.ports.predictionlog import PredictionLog
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.ports.store import Reader
 from keepwell.core.records.models import ModelVersion
@@ -15,6 +14,7 @@ from keepwell.core.records.traffic import HOLDOUT, TrafficPlan
 from keepwell.serving.desk.assign import assigned, drawn_by, held_out, in_turns
 from keepwell.serving.desk.codec import text_of
 from keepwell.serving.log.batches import Places
+from keepwell.serving.log.columns import AnswerLog
 from keepwell.serving.rollouts.controllers import (
     Labels,
     answer_digest,
@@ -52,7 +52,7 @@ def replay(
     rollout: Rollout,
     *,
     store: Reader,
-    log: PredictionLog,
+    log: AnswerLog,
     gain: Gain,
     labels: Labels,
     money: Gain | None = None,
@@ -105,7 +105,7 @@ def replay(
 
 
 def _assignments(
-    rollout: Rollout, looks: list[Look], *, store: Reader, log: PredictionLog
+    rollout: Rollout, looks: list[Look], *, store: Reader, log: AnswerLog
 ) -> tuple[int, list[str]]:
     """Put every unit in its bucket again, and hold the arm against the one that was logged."""
     if not looks:
