@@ -18,8 +18,10 @@ from keepwell.serving.log.compaction import Compactor
 from keepwell.serving.rollouts import forecasts, history
 from keepwell.serving.rollouts.history import Known, known_of, reach_back, read_again
 from keepwell.serving.rollouts.strategies.ab import AB, ABRules
+from keepwell.serving.rollouts.strategies.bandit import Bandit, BanditRules
 from keepwell.serving.rollouts.strategies.blue_green import BlueGreen, BlueGreenRules
 from keepwell.serving.rollouts.strategies.canary import Canary, CanaryRules
+from keepwell.serving.rollouts.strategies.recreate import Recreate, RecreateRules
 from keepwell.serving.rollouts.strategies.switchback import Switchback, SwitchbackRules
 from keepwell.stats.forecast import canary_forecast
 from keepwell.stats.rate_limit import RateLimitTest
@@ -121,6 +123,96 @@ def test_ab_is_told_its_chance_and_how_long_half_of_such_tests_take(horizon):
     assert verdict.median_days < 28
     assert unlikely.median_days is None
     assert "0.25 in gain per unit" in verdict.said
+
+
+LABELLED = msgspec.structs.replace(KNOWN, decision_spread=2.0)
+
+
+def test_a_bandit_is_told_its_end_its_price_and_what_it_will_find():
+    state = state_of(BanditRules(), known=LABELLED, label_delay=DAY)
+    horizon, verdict = forecast(Bandit(), "bandit", state).expected
+    assert (horizon.days, horizon.rows) == (28.0, 27_000)  # of the last day no labels have come
+    assert "It ends after 28 days, as declared: 27,000 decisions" in horizon.said
+    assert "0.05 of them for good" in horizon.said
+    assert "at least 1,350 to each" in horizon.said
+    # Even arms would do with 2.8 errors of a difference of two halves; a bandit's log is duller.
+    even = 2.8 * 2 * 2.0 / 27_000**0.5
+    assert even < verdict.effect < 3 * even
+    assert verdict.power == pytest.approx(0.8, abs=0.02)
+    assert f"A challenger that earns {verdict.effect:.4g} more per decision" in verdict.said
+    assert forecast(Bandit(), "bandit", state).expected[1] == verdict
+
+
+@pytest.mark.parametrize(
+    ("rules", "more"),
+    [
+        ({"floor": 0.02}, {}),
+        ({"algorithm": "linucb"}, {}),
+        ({}, {"challengers": 3}),
+        ({"horizon_days": 7.0}, {}),
+        ({}, {"known": msgspec.structs.replace(LABELLED, bunching=3.0)}),
+    ],
+)  # fmt: skip
+def test_a_bandit_finds_less_with_a_lower_floor_more_arms_fewer_days_and_units_that_return(
+    rules, more
+):
+    _, usual = forecast(Bandit(), "bandit", state_of(BanditRules(), known=LABELLED)).expected
+    dull = state_of(BanditRules(**rules), **{"known": LABELLED} | more)
+    _, verdict = forecast(Bandit(), "bandit", dull).expected
+    assert verdict.effect > 1.1 * usual.effect
+    assert ("floor throughout" in verdict.said) == ("algorithm" in rules)
+
+
+@pytest.mark.parametrize("algorithm", ["ucb1", "kl-ucb", "epsilon-greedy"])
+def test_every_algorithm_of_a_bandit_is_foretold_by_its_own_rule(algorithm):
+    known = msgspec.structs.replace(LABELLED, gain=0.2, decision_spread=0.4)
+    state = state_of(BanditRules(algorithm=algorithm, rewards="binary"), known=known)
+    _, verdict = forecast(Bandit(), "bandit", state).expected
+    assert verdict.power == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_bandit_that_could_judge_nobody_is_refused_and_one_without_labels_tells_its_end_alone():
+    rules = BanditRules(horizon_days=0.5)
+    rare = msgspec.structs.replace(LABELLED, decisions=1400)
+    (problem,) = Bandit().problems(state_of(rules, known=rare))
+    assert "horizon_days: 50 decisions with their labels come in 0.5 days, 25 an arm" in problem
+    assert Bandit().problems(state_of(BanditRules(), known=rare)) == []
+    (told,) = forecast(Bandit(), "bandit", state_of(BanditRules(), known=KNOWN)).expected
+    assert told.of == "horizon"
+    few = msgspec.structs.replace(KNOWN, decisions=420)
+    (told,) = forecast(Bandit(), "bandit", state_of(BanditRules(), known=few)).expected
+    assert "left with no more is not judged" in told.said
+
+
+def test_units_whose_decisions_are_alike_bunch_and_bunch_more_the_oftener_they_return():
+    rng = np.random.default_rng(4)
+    n = 2 * 1440
+    units = rng.integers(0, 300, n).astype(np.uint64)
+    own = rng.normal(size=300)
+    alike = summed(seen_of(np.full(n, 2), own[units.astype(int)], rng=rng, units=units))
+    assert alike.decision_spread == pytest.approx(1.0, abs=0.15)
+    assert alike.bunching == pytest.approx(n / 300 + 1, rel=0.15)
+    assert alike.bunching_within(4) > 1.8 * alike.bunching
+    apart = summed(seen_of(np.full(n, 2), rng.normal(size=n), rng=rng, units=units))
+    assert apart.bunching == pytest.approx(1.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("rules", "fate"),
+    [
+        ({}, "About 0.347 requests come meanwhile and wait, 60 s at most"),
+        ({"gap": "refuse"}, "are answered 503 with Retry-After"),
+    ],
+)
+def test_recreate_is_told_how_long_nobody_answers_and_whom_that_meets(rules, fate):
+    rules = RecreateRules(down_seconds=30.0, gap_seconds=60.0, **rules)
+    (told,) = forecast(Recreate(), "recreate", state_of(rules, known=KNOWN)).expected
+    assert (told.rows, told.days) == (1, 30 / 86_400)
+    assert "nobody answers for 30 s, as declared" in told.said
+    assert fate in told.said
+    busy = msgspec.structs.replace(KNOWN, decisions=14_000_000)
+    (told,) = forecast(Recreate(), "recreate", state_of(rules, known=busy)).expected
+    assert told.rows == 348
 
 
 def test_without_known_traffic_there_is_a_warning_and_no_refusal():

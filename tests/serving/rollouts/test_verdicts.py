@@ -9,11 +9,12 @@ from tests.serving.rollouts.made import NAMES, parted, seen_of, state_of
 
 from keepwell.serving.rollouts.controllers import answer_digest
 from keepwell.serving.rollouts.effects import at_horizon, zero_one
-from keepwell.serving.rollouts.evidence import Worths
+from keepwell.serving.rollouts.evidence import Worths, error_comparison
 from keepwell.serving.rollouts.history import Before, Known
 from keepwell.serving.rollouts.strategies.ab import AB, ABRules
 from keepwell.stats.forecast import sequential_forecast
 from keepwell.stats.group_sequential import boundaries
+from keepwell.stats.rate_comparison import RateComparison
 
 PLANNED = (400, 800, 1200, 1600, 2000)
 
@@ -250,3 +251,18 @@ def test_what_is_wrong_with_a_declaration_is_said_with_the_way_out(rules, says):
     (said,) = AB().problems(state_of(made, numeric=("spend",)))
     assert says in said
     assert NAMES[0] == state_of(made).challenger.name
+
+
+@pytest.mark.parametrize("worse", [1, 3])
+def test_errors_are_held_against_the_requests_that_came_not_against_the_share_of_the_units(worse):
+    rng = np.random.default_rng(9)
+    n = 20_000
+    arms = parted(n, rng, share=0.2)  # a twentieth of the units, but the busy ones
+    errors = rng.random(n) < np.where(arms == 0, 0.01 * worse, 0.01)
+    seen = seen_of(arms, np.full(n, np.nan), rng=rng, errors=errors, share=0.05)
+    ours, theirs = (int((errors & (arms == place)).sum()) for place in (0, 2))
+    by_units = RateComparison(alpha=0.01)
+    by_units = by_units.update(treatment_events=ours, control_events=theirs, treatment_share=0.05)
+    assert by_units.rejected
+    found = error_comparison(seen, "champion", "challenger", alpha=0.01)
+    assert found.rejected == (worse > 1)

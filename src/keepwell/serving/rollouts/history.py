@@ -5,6 +5,7 @@ It is read up to a cursor that the rollout remembers, so that any process, and a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from keepwell.core.records.traffic import HOLDOUT
 from keepwell.serving.log.columns import AnswerLog
 from keepwell.serving.rollouts.evidence import by_unit, health
 from keepwell.serving.rollouts.metrics import outcome_rows
-from keepwell.serving.rollouts.observations import Floats, Gathering, Keys, Observations
+from keepwell.serving.rollouts.observations import Bools, Floats, Gathering, Keys, Observations
 
 LOOKED_BACK = "looked back"
 """What a rollout remembers: the part of the log that its covariates come from."""
@@ -59,6 +60,10 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     """Standard deviation of it."""
     zero_one: bool = False
     """Whether each unit's gain was 0 or 1, and both came."""
+    decision_spread: float = 0.0
+    """Standard deviation of the gain of one decision; 0: not known."""
+    bunching: float = 1.0
+    """Variance of what a unit's decisions add up to, of what it were if they were unrelated; 1 or more."""
 
     @property
     def sure(self) -> bool:
@@ -94,6 +99,14 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
             middle = (low + high) / 2
             low, high = (middle, high) if self.units_within(middle) < units else (low, middle)
         return high
+
+    def bunching_within(self, days: float) -> float:
+        """Tell the bunching over so many days: units that come oftener by then are more alike within."""
+        units, known = self.units_within(days), self.units_within(self.days)
+        if not units or not known:
+            return self.bunching
+        oftener = (self.per_day * days / units) / (self.decisions / known)
+        return 1 + (self.bunching - 1) * max(oftener, 1.0)
 
     @property
     def _new_a_day(self) -> float:
@@ -176,6 +189,7 @@ def known_of(
     worth = whole.values(rows, seen.names)
     values = np.concatenate([each.values for each in worth.values()] or [np.zeros(0)])
     some = len(values) >= 2
+    spread, bunching = _decisions(seen, gain=gain, label_delay=label_delay, default=default)
     return Known(
         days=(seen.watermark - first) / DAY,
         decisions=sum(each.requests for each in asked),
@@ -185,7 +199,25 @@ def known_of(
         gain=float(values.mean()) if len(values) else 0.0,
         spread=float(values.std(ddof=1)) if some else 0.0,
         zero_one=some and set(np.unique(values).tolist()) == {0.0, 1.0},
+        decision_spread=spread,
+        bunching=bunching,
     )
+
+
+def _decisions(
+    seen: Observations, *, gain: Gain, label_delay: Time, default: float | None
+) -> tuple[float, float]:
+    """Give how much the gains of decisions spread, and how much more a unit's decisions do together."""
+    rows, known = _gains_known(seen, gain=gain, label_delay=label_delay, default=default)
+    if known.sum() < 2:
+        return 0.0, 1.0
+    apart = rows[known] - rows[known].mean()
+    squares = float((apart**2).sum())
+    if not squares:
+        return 0.0, 1.0
+    _, place = np.unique(seen.unit[known], return_inverse=True)
+    together = float((np.bincount(place, weights=apart) ** 2).sum())
+    return math.sqrt(squares / (len(apart) - 1)), max(together / squares, 1.0)
 
 
 def _gains(seen: Observations, outcome: Floats, gain: Gain) -> Floats:
@@ -200,15 +232,22 @@ def before_of(
     seen: Observations, *, gain: Gain, label_delay: Time, default: float | None
 ) -> Before:
     """Average the gain of each unit's decisions."""
+    rows, known = _gains_known(seen, gain=gain, label_delay=label_delay, default=default)
+    keys, place = np.unique(seen.unit[known], return_inverse=True)
+    total = np.bincount(place, weights=rows[known], minlength=len(keys))
+    return Before(keys=keys, values=total / np.bincount(place, minlength=len(keys)))
+
+
+def _gains_known(
+    seen: Observations, *, gain: Gain, label_delay: Time, default: float | None
+) -> tuple[Floats, Bools]:
+    """Give what decisions were worth, and of which that is known."""
     outcome = seen.outcome
     if default is not None:
         outcome = np.where(np.isnan(outcome), default, outcome)
     rows = _gains(seen, outcome, gain)
     # Later ones would be those that are labelled soon.
-    known = ~np.isnan(rows) & (seen.time + label_delay <= seen.watermark)
-    keys, place = np.unique(seen.unit[known], return_inverse=True)
-    total = np.bincount(place, weights=rows[known], minlength=len(keys))
-    return Before(keys=keys, values=total / np.bincount(place, minlength=len(keys)))
+    return rows, ~np.isnan(rows) & (seen.time + label_delay <= seen.watermark)
 
 
 def reach_of(memory: Mapping[str, Any]) -> Reach | None:

@@ -6,11 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from keepwell.core.clock import Time
+from keepwell.core.clock import DAY, Time
+from keepwell.core.records.rollouts import Expected
 from keepwell.core.records.traffic import BUCKETS, TrafficPlan
 from keepwell.core.settings import Count, Limit, Share
 from keepwell.serving.desk.policies import pack_policy, unpack_policy
 from keepwell.serving.rollouts.evidence import Rewards, rewards
+from keepwell.serving.rollouts.forecasts import spell_days
+from keepwell.serving.rollouts.history import Known
 from keepwell.serving.rollouts.observations import Floats, Ints, Observations
 from keepwell.serving.rollouts.strategy import (
     CHAMPION,
@@ -24,8 +27,9 @@ from keepwell.serving.rollouts.strategy import (
 )
 from keepwell.stats.adaptive_effects import adaptive_effects
 from keepwell.stats.arm_rewards import ArmRewards
+from keepwell.stats.bandit_forecast import Shares, bandit_forecast, thompson_shares
 from keepwell.stats.epsilon_greedy import epsilon_greedy
-from keepwell.stats.exploration import buckets
+from keepwell.stats.exploration import buckets, with_floor
 from keepwell.stats.linear_bandit import LinearPolicy, LinearState
 from keepwell.stats.thompson import thompson_beta, thompson_gaussian
 from keepwell.stats.upper_bounds import kl_ucb, ucb1
@@ -34,6 +38,8 @@ FEW_PLANS = 200
 """Up to so many plans effects are told at each look, to be seen; more are gone through at the end alone."""
 LEAST = 50
 """Rewards of an arm below which no effect is estimated."""
+POWER = 0.8
+"""The forecast tells the least difference that is found with this chance; by Cohen 1988."""
 
 
 class BanditRules(Rules, frozen=True, kw_only=True):
@@ -89,6 +95,79 @@ class Bandit:
             found.append(f"{rules.algorithm} needs numeric features, and the model has none.")
         if rules.algorithm == "ucb1" and not rules.width > 0:
             found.append("width is the range of the rewards for ucb1: give it above 0.")
+        if not found:
+            found += self._scarce(state)
+        return found
+
+    @staticmethod
+    def _scarce(state: State) -> list[str]:
+        """Tell whether even arms that share evenly would have too few rewards for a verdict."""
+        rules: BanditRules = state.rules
+        known, arms = state.known, len(state.challengers) + 1
+        if known is None or not known.sure:
+            return []
+        rows = known.per_day * _judged_days(state)
+        if rows / arms >= LEAST:
+            return []
+        problem = (
+            f"horizon_days: {rows:,.0f} decisions with their labels come in {rules.horizon_days:g} days,"
+            f" {rows / arms:,.0f} an arm, and under {LEAST} nothing is judged. Give more days or fewer arms."
+        )
+        return [problem]
+
+    def foresee(self, state: State, known: Known) -> list[Expected]:
+        """See ``keepwell.serving.rollouts.forecasts.Foreseeing``."""
+        rules: BanditRules = state.rules
+        arms = len(state.challengers) + 1
+        days, rows = rules.horizon_days, known.per_day * _judged_days(state)
+        least = rows * rules.floor / arms
+        lesser = rules.floor * (arms - 1) / arms
+        said = (
+            f"It ends after {spell_days(days)}, as declared: {rows:,.0f} decisions have their labels by then."
+            f" The floor of {rules.floor:g} costs {lesser:.2g} of them for good: they go to arms that earn less,"
+            f" at least {least:,.0f} to each."
+        )
+        if least < LEAST:
+            said += f" An arm that is left with no more is not judged (under {LEAST})."
+        found = [Expected(of="horizon", rows=round(rows), what="decisions", days=days, said=said)]
+        if not known.decision_spread or rows < LEAST * arms:
+            return found
+        linear = rules.algorithm in {"linucb", "lints"}
+        told = bandit_forecast(
+            arms=arms,
+            rows=rows,
+            spread=known.decision_spread,
+            shares=_foreseen(rules),
+            power=POWER,
+            alpha=rules.alpha,
+            mean=known.gain,
+            bunching=known.bunching_within(_judged_days(state)),
+            late=min(state.label_delay / DAY / days, 0.9),
+        )
+        said = (
+            f"A challenger that earns {told.effect:.4g} more per decision (they spread by"
+            f" {known.decision_spread:.4g} around {known.gain:.4g}) is promoted with a chance of {told.power:.0%};"
+            f" the interval will be about"
+            f" {told.half_width:.4g} to either side. Until then {told.lesser:.0%} of the decisions go to arms that earn"
+            f" less, which costs {told.regret:.4g} in all."
+        )
+        if linear:
+            said += (
+                " That is with the other arms at the floor throughout:"
+                " which rows a policy gives to whom is not known before."
+            )
+        found.append(
+            Expected(
+                of="verdict",
+                rows=round(rows),
+                what="decisions",
+                days=days,
+                effect=told.effect,
+                power=told.power,
+                median_days=days,
+                said=said,
+            )
+        )
         return found
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
@@ -226,6 +305,29 @@ class Bandit:
             return returned(state, "refuse", f"none earns more than the champion: {said}", measured)
         best = max(better, key=lambda arm: effects[arm.name]["mean"])
         return promoted(best, said, measured)
+
+
+def _judged_days(state: State) -> float:
+    """Days of its decisions whose labels have come when it ends."""
+    days: float = state.rules.horizon_days
+    return max(days - state.label_delay / DAY, 0.0)
+
+
+def _foreseen(rules: BanditRules) -> Shares:
+    """Give the algorithm's shares for many bandits at once, of which one arm, the second, is better."""
+
+    def shares(counts: Floats, means: Floats, squares: Floats) -> Floats:
+        if rules.algorithm == "thompson":
+            return thompson_shares(counts, means, squares, floor=rules.floor)
+        if rules.algorithm == "ucb1":
+            return ucb1(counts, means, spread=rules.width, floor=rules.floor)
+        if rules.algorithm == "kl-ucb":
+            return kl_ucb(counts, np.clip(means, 0.0, 1.0), floor=rules.floor)
+        if rules.algorithm == "epsilon-greedy":
+            return epsilon_greedy(counts, means, epsilon=rules.floor)
+        return with_floor(np.tile(np.eye(counts.shape[1])[1], (len(counts), 1)), rules.floor)
+
+    return shares
 
 
 def _effects(

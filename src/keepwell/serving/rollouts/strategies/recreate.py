@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
 
 from keepwell.core.clock import Time, iso
+from keepwell.core.records.rollouts import Expected
 from keepwell.core.settings import Limit
+from keepwell.serving.rollouts.forecasts import spell_days
+from keepwell.serving.rollouts.history import Known
 from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.strategy import Answer, Rules, State, promoted
 
@@ -37,6 +41,26 @@ class Recreate:
                 f"Requests would be held for {rules.gap_seconds:g} s, and nobody answers for {rules.down_seconds:g} s."
             ]
         return []
+
+    def foresee(self, state: State, known: Known) -> list[Expected]:
+        """See ``keepwell.serving.rollouts.forecasts.Foreseeing``."""
+        rules: RecreateRules = state.rules
+        days = rules.down_seconds / 86_400
+        rows = known.per_day * days
+        fate = (
+            f"wait, {rules.gap_seconds:g} s at most"
+            if rules.gap == "hold"
+            else "are answered 503 with Retry-After"
+        )
+        said = (
+            f"the gap: nobody answers for {spell_days(days)}, as declared, and until the look that follows."
+            f" About {rows:,.3g} requests come meanwhile and {fate}; in a busy hour more."
+        )
+        return [
+            Expected(
+                of="gap", rows=math.ceil(rows), what="requests in the gap", days=days, said=said
+            )
+        ]
 
     def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
         """See ``keepwell.serving.rollouts.strategy.Strategy``."""
