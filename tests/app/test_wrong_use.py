@@ -4,7 +4,6 @@ import socket
 
 import pytest
 from tests.app.projects import LABEL
-from tests.stories.projects import free_port
 
 from keepwell.app.cli.exits import EXITS
 from keepwell.app.cli.main import COMMANDS, build_parser
@@ -205,7 +204,7 @@ def test_up_twice_on_one_project_is_refused(fresh):
 @pytest.mark.parametrize("name", ["port", "gateway_port"])
 def test_a_port_that_is_taken_is_named_and_nothing_stays_up(fresh, name):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", free_port()))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
         number = taken.getsockname()[1]
         path = fresh.folder / "keepwell.toml"

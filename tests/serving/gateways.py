@@ -33,6 +33,8 @@ from keepwell.training.predictors import estimator_output, load_predictor
 from keepwell.training.predictors.native import frame_of
 from keepwell.training.predictors.process import Folder, write
 
+PATIENCE = 60.0
+"""Seconds that a test waits for what takes a moment, on a machine that does much else."""
 COLUMNS: dict[str, Dtype] = {"x": "float64", "flag": "bool", "dep delay": "float64"}
 
 
@@ -167,7 +169,7 @@ class Gateway:
         certificate = terms.tls_certificate if terms else ""
         self.application = HttpApplication(
             f"http{'s' if certificate else ''}://127.0.0.1:{self.port}",
-            timeout=20,
+            timeout=60,
             trust=lambda: trust(Path(certificate)),
         )
         self.number = 0
@@ -179,11 +181,15 @@ class Gateway:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until every worker answers from the newest edition: each is asked on fresh connections."""
+        """Wait until every worker answers from the newest edition, as it says itself and is seen on fresh connections."""
+        deadline = time.monotonic() + PATIENCE
         self.pool.tend()
-        deadline = time.monotonic() + 40
-        while self.pool.serving() < len(self.pool.pids()) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        while self.pool.serving(self.number) < len(self.pool.pids()):
+            assert time.monotonic() < deadline, (
+                "the workers did not load the newest edition in time"
+            )
+            time.sleep(0.01)
+            self.pool.tend()
         seen = 0
         while seen < 6 * len(self.pool.pids()):
             try:
@@ -203,8 +209,8 @@ class Gateway:
         )
         return status, msgspec.json.decode(answer)
 
-    def raw(self, content: bytes, *, half_close: bool = False, timeout: float = 5.0) -> bytes:
-        """Send bytes and read until the gateway closes, or nothing more comes."""
+    def raw(self, content: bytes, *, half_close: bool = False, timeout: float = PATIENCE) -> bytes:
+        """Send bytes and read until the gateway closes, or nothing more comes for so many seconds."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(content)
             if half_close:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -18,7 +19,16 @@ from typing import Any
 import msgspec
 import pytest
 from tests.serving import gateways
-from tests.serving.gateways import Gateway, arm, endpoint, linear, process, request, running
+from tests.serving.gateways import (
+    PATIENCE,
+    Gateway,
+    arm,
+    endpoint,
+    linear,
+    process,
+    request,
+    running,
+)
 from tests.serving.models import Counted, Doubling, Saved, Unruly, Worded
 from tests.serving.protocols.conftest import WORDS
 from tests.serving.test_under_load import ROW, _alive, loaded
@@ -61,7 +71,7 @@ NUMBER = gateways.signature_of({"x": "float64"})
 
 def ready(gateway: Gateway, name: str = "e") -> None:
     """Tend the processes until every arm of an endpoint has its runtime again, as both workers see it."""
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + PATIENCE
     seen = 0
     while seen < 12:
         gateway.pool.tend()
@@ -135,7 +145,7 @@ def test_probes_and_mirrors_ask_the_process(gateway):
     assert (status, value(answer)) == (200, 7.0)
     assert gateway.post({"rows": [row(-1.0)], "probe": 1}, "plain")[0] == 503
     assert gateway.post({"rows": [row(3.0), row(-1.0)], "ids": ["m1", "m2"]}, "plain")[0] == 200
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     mirrored: list[Any] = []
     while not mirrored and time.monotonic() < deadline:
         mirrored = [p for p in gateway.records()[0] if p.mirror and p.id in {"m1", "m2"}]
@@ -149,26 +159,24 @@ def test_a_model_that_hangs_holds_up_nobody_else_and_the_fallback_answers(gatewa
     hanging = threading.Thread(
         target=lambda: told.append(gateway.post({"rows": [row(-2.0)], "ids": ["hang"]}, "safe"))
     )
-    began = time.monotonic()
     hanging.start()
-    time.sleep(0.05)
-    n = 0
-    while time.monotonic() < began + SECONDS - 0.15:
+    meanwhile = 0
+    while hanging.is_alive():
         assert gateway.post({"rows": [row(1.0)]}, "plain")[0] == 200
-        n += 1
-    assert not told
-    assert n > 20
-    hanging.join()
-    assert time.monotonic() - began < SECONDS + 10
+        meanwhile += hanging.is_alive()
+    assert meanwhile > 2
     status, answer = told[0]
     assert (status, value(answer), answer["predictions"][0]["arm"]) == (200, 8.0, FALLBACK)
     (record,) = [p for p in gateway.records()[0] if p.id == "hang"]
     assert (record.status, record.arm, record.output) == ("fallback", FALLBACK, 8.0)
     assert "has not answered" in record.error
     # The kernel ends the process; meanwhile nobody waits for it.
-    began = time.monotonic()
-    assert gateway.post({"rows": [row(1.0)]}, "safe")[0] == 200
-    assert time.monotonic() - began < SECONDS
+    waited = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert gateway.post({"rows": [row(1.0)]}, "safe")[0] == 200
+        waited.append(time.monotonic() - began)
+    assert min(waited) < SECONDS
     ready(gateway)
     assert value(gateway.post({"rows": [row(1.0)]})[1]) == 7.0
 
@@ -189,20 +197,19 @@ def test_who_is_not_assigned_to_a_slow_challenger_does_not_wait_for_it(gateway):
         )
         for x, unit in ((-6.0, theirs), (-6.0, ours))
     )
-    quickest = 60.0  # of a few: a busy machine may hold up one
-    for _ in range(3):
+    for _ in range(20):  # a busy machine may hold up some
         with (
-            socket.create_connection(("127.0.0.1", gateway.port), timeout=15) as first,
-            socket.create_connection(("127.0.0.1", gateway.port), timeout=15) as second,
+            socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE) as first,
+            socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE) as second,
         ):
-            began = time.monotonic()
             first.sendall(slow)
             second.sendall(quick)
             assert second.recv(65536).startswith(b"HTTP/1.1 200")
-            quickest = min(quickest, time.monotonic() - began)
+            overtaken = not select.select([first], [], [], 0)[0]
             assert first.recv(65536).startswith(b"HTTP/1.1 200")
-            assert time.monotonic() - began > 0.35
-    assert quickest < 0.35
+        if overtaken:
+            return
+    pytest.fail("it was never answered before the slow one")
 
 
 def test_a_process_that_is_killed_again_and_again_costs_no_request_where_there_is_a_fallback(
@@ -212,7 +219,9 @@ def test_a_process_that_is_killed_again_and_again_costs_no_request_where_there_i
     before = set(gateway.pool.runtimes.pids())
     with loaded(gateway, path="safe") as load:
         for _ in range(2):
-            time.sleep(0.3)
+            answered = len(load.acknowledged)
+            while len(load.acknowledged) < answered + 30 and not load.failures:
+                time.sleep(0.01)
             for pid in gateway.pool.runtimes.pids()[:1]:
                 os.kill(pid, signal.SIGKILL)
             ready(gateway, "safe")
@@ -229,22 +238,27 @@ def test_what_a_runtime_cannot_take_is_refused_at_once_or_answered_by_the_fallba
     body = msgspec.json.encode({"rows": [row(-6.0)]})  # 0.2 s, and at most one second may be ahead
     for name, statuses in (("over", {200, 503}), ("over-safe", {200})):
         ready(gateway, name)
-        for _ in range(8):  # so that both workers know what a batch takes
-            asked = request(
-                body, path=f"/v1/endpoints/{name}/predict", extra="connection: close\r\n"
-            )
-            assert gateway.raw(asked).startswith(b"HTTP/1.1 200")
         path = f"/v1/endpoints/{name}/predict"
+        writers: set[str] = set()
+        for _ in range(100):  # until both workers know what a batch takes
+            said = gateway.raw(request(body, path=path, extra="connection: close\r\n"))
+            assert said.startswith(b"HTTP/1.1 200")
+            (given,) = msgspec.json.decode(said.partition(b"\r\n\r\n")[2])["predictions"]
+            writers.add(given["id"].split("-")[1])
+            if len(writers) == 2:
+                break
         with ExitStack() as stack:
             callers = [
                 stack.enter_context(
-                    socket.create_connection(("127.0.0.1", gateway.port), timeout=5)
+                    socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE)
                 )
                 for _ in range(24)
             ]
+            began = time.monotonic()
             for caller in callers:
                 caller.sendall(request(body, path=path))
                 time.sleep(0.002)
+            sending = time.monotonic() - began
             said = [caller.recv(65536) for caller in callers]
         assert {int(one.split()[1]) for one in said} == statuses
         arms = [one.rpartition(b'"arm":"')[2][:2] for one in said if b"200" in one[:13]]
@@ -256,7 +270,7 @@ def test_what_a_runtime_cannot_take_is_refused_at_once_or_answered_by_the_fallba
         else:
             assert {b"v1", b"v2"} == set(arms)
         # Two workers have a second ahead of them at most, five batches each; the rest did not wait.
-        assert arms.count(b"v1") <= 16
+        assert arms.count(b"v1") <= 16 + sending / 0.1
     kept = [
         p.error
         for p in gateway.records()[0]
@@ -272,11 +286,11 @@ def test_a_process_that_leaks_is_replaced_without_one_failed_request(tmp_path):
         with loaded(gateway, threads=2) as load:
             for _ in range(10):
                 assert gateway.post({"rows": [row(-5.0)]})[0] == 200
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE
             while before in gateway.pool.runtimes.pids() and time.monotonic() < deadline:
                 gateway.pool.tend()
                 time.sleep(0.02)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE
             while _alive(before) and time.monotonic() < deadline:
                 gateway.pool.tend()
                 time.sleep(0.02)
@@ -300,7 +314,7 @@ def test_versions_are_swapped_under_load_and_their_processes_end(tmp_path):
         assert {plan for *_, plan in load.acknowledged} == {1, 2, 3, 4}
         assert all(given == 2.0 + version for _, version, given, _ in load.acknowledged)
         now = set(gateway.pool.runtimes.pids())
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while any(map(_alive, seen - now)) and time.monotonic() < deadline:
             gateway.pool.tend()
             time.sleep(0.02)
@@ -323,7 +337,7 @@ def test_processes_that_cannot_answer_as_packaged_are_not_served(tmp_path):
         ):
             bad = _spoilt(gateway, estimator, spoil, said)
             gateway.publish(endpoint(arms=[arm(plan, bad)], plan=plan), wait=False)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE
             told = b""
             while said not in told and time.monotonic() < deadline:
                 gateway.pool.tend()
@@ -380,7 +394,7 @@ def test_a_process_ends_when_the_gateway_is_killed(tmp_path):
     assert _alive(runtime)
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE
     while _alive(runtime) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not _alive(runtime)

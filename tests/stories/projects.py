@@ -1,7 +1,9 @@
 """Projects that the stories are told with: copies of the shipped example and of what ``keepwell init`` makes."""
 
+import contextlib
 import fcntl
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,9 +20,12 @@ KEEPWELL = [sys.executable, "-m", "keepwell"]
 
 
 def free_port():
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
+    """A port that nobody has, for somebody to bind later: the kernel gives those below 32768 to nobody by itself."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
 
 
 def with_free_ports(folder):
@@ -43,7 +48,7 @@ def flights(folder, *, replay_until):
     return folder
 
 
-def keepwell(*arguments, folder, check=True, timeout=240):
+def keepwell(*arguments, folder, check=True, timeout=400):
     ended = subprocess.run(
         [*KEEPWELL, *arguments],
         cwd=folder,
@@ -87,12 +92,12 @@ class Up:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         if self.process.stdout is not None and not self.process.stdout.closed:
-            self.process.communicate(timeout=40)
+            self.process.communicate(timeout=90)
 
     def interrupt(self):
         """Press Ctrl-C, as a terminal does for everything in the foreground; give the exit status and what was said."""
         os.killpg(self.process.pid, signal.SIGINT)
-        _, said = self.process.communicate(timeout=40)
+        _, said = self.process.communicate(timeout=90)
         return self.process.returncode, said
 
     def children(self):
@@ -102,7 +107,7 @@ class Up:
     def kill(self):
         """Pull the plug on the supervisor; its children must go with it."""
         pull_the_plug(self.process, self.folder)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=90)
 
 
 def shared(factory, worker, name, make):
@@ -139,8 +144,8 @@ def processes_of(folder):
 def pull_the_plug(supervisor, folder):
     """Kill the process that holds a project's others, and see that they go with it."""
     supervisor.kill()
-    supervisor.wait(timeout=20)
-    deadline = time.monotonic() + 20
+    supervisor.wait(timeout=60)
+    deadline = time.monotonic() + 60
     while processes_of(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not processes_of(folder), f"outlived their supervisor: {processes_of(folder)}"
@@ -150,7 +155,7 @@ def state_of(folder):
     return open_state(folder)
 
 
-def wait_until(look, *, seconds=120):
+def wait_until(look, *, seconds=180):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = look()
@@ -161,4 +166,6 @@ def wait_until(look, *, seconds=120):
 
 
 def kill(pid):
-    os.kill(pid, signal.SIGKILL)
+    """Pull the plug on a process, unless it has ended by itself meanwhile."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -34,7 +34,7 @@ def made(tmp_path):
 
 def post(url, body):
     request = urllib.request.Request(url, data=json.dumps(body).encode(), method="POST")
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 
@@ -60,7 +60,7 @@ def test_init_train_release_approve_activate_and_serve(tmp_path):
         ]
         assert [a["version"] for a in answers] == [released[0]] * 2
         assert 0.5 < answers[0]["prediction"] <= 1
-        with urllib.request.urlopen(f"{up.dashboard}/", timeout=10) as page:
+        with urllib.request.urlopen(f"{up.dashboard}/", timeout=60) as page:
             assert label in page.read().decode()
         status, said = up.interrupt()
         assert (status, "Traceback" in said) == (0, False), said
@@ -113,8 +113,8 @@ def test_a_kill_after_every_step_of_the_job_changes_nothing_of_its_end(tmp_path)
             if victim == "up":
                 up.kill()
                 up = Up(folder).__enter__()
-            elif victim in up.children():
-                kill(up.children()[victim])
+            elif pid := up.children().get(victim):
+                kill(pid)
         assert kills >= 8 // EVERY
         answers = wait_until(
             lambda: answered(state.gateway_url)

@@ -32,6 +32,8 @@ class _Worker:
         self.name = worker_name(number, process.pid)
         self.process = process
         self.began = time.monotonic()
+        self.edition = 0
+        """The number of what it has loaded."""
         self.problem: str | None = None
         """What it cannot load; empty: it serves; None: it has not said yet."""
         self._told = told
@@ -45,7 +47,8 @@ class _Worker:
                 self._said += said
         lines = self._said.split(b"\n")
         if len(lines) > 1:
-            self.problem = lines[-2].decode()
+            number, _, self.problem = lines[-2].decode().partition(" ")
+            self.edition = int(number)
             self._said = lines[-1]
         if self.process.poll() is None:
             return True
@@ -122,9 +125,12 @@ class Pool:
         """List the process ids of the workers that serve and stay."""
         return [worker.process.pid for worker in self._workers]
 
-    def serving(self) -> int:
-        """Count the workers that have loaded what is to be served and take connections."""
-        return sum(worker.alive() and worker.problem == "" for worker in self._workers)
+    def serving(self, edition: int = 0) -> int:
+        """Count the workers that have loaded what is to be served, this edition or a later one, and take connections."""
+        return sum(
+            worker.alive() and worker.problem == "" and worker.edition >= edition
+            for worker in self._workers
+        )
 
     def _spawn(self) -> _Worker:
         self._next += 1

@@ -64,7 +64,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM, or until SIGHUP if others follow, then let what is under way finish.
 
-    ``told`` is a descriptor to which a line is written each time that something was loaded: empty, or what is wrong.
+    ``told`` is a descriptor to which a line is written each time that something was loaded: the number of the
+    edition that is served, and behind it what is wrong.
     ``beside``: others serve, so connections are left to them until something is loaded here.
     """
     loop = asyncio.get_running_loop()
@@ -93,7 +94,7 @@ async def serve(
     loaded = await refresh(floor, loader, shelf)
     tried = shelf.generation()
     while beside and not loaded and not stop.is_set():
-        _tell(told, desk.problem)
+        _tell(told, desk)
         while shelf.generation() == tried and not stop.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
@@ -104,7 +105,7 @@ async def serve(
     server = await loop.create_server(
         lambda: Connection(floor), sock=listening, **_secured(floor.tls)
     )
-    _tell(told, desk.problem)
+    _tell(told, desk)
     await follow(floor, loader, shelf, stop, told=partial(_tell, told))
     floor.drain()
     links.stop()
@@ -145,7 +146,7 @@ async def follow(
     shelf: Shelf,
     stop: asyncio.Event,
     *,
-    told: Callable[[str], None] | None = None,
+    told: Callable[[Desk], None] | None = None,
 ) -> None:
     """Serve each new edition, share the counters and look at tokens and certificates, until told to stop."""
     loop, desk = floor.loop, floor.desk
@@ -157,7 +158,7 @@ async def follow(
             failed = -1 if await refresh(floor, loader, shelf) else generation
             again = loop.time() + AGAIN_SECONDS
             if told is not None:
-                told(desk.problem)
+                told(desk)
         if loop.time() - shared > 0.5:
             desk.meters.share()
             floor.look_at_tokens()
@@ -175,11 +176,12 @@ def _set(*events: asyncio.Event) -> None:
         event.set()
 
 
-def _tell(told: int, problem: str) -> None:
+def _tell(told: int, desk: Desk) -> None:
     if told >= 0:
+        said = f"{desk.edition} {' '.join(desk.problem.split())[:1000]}\n"
         # A parent that reads no more has all that it wanted to know.
         with suppress(OSError):
-            os.write(told, " ".join(problem.split())[:1000].encode() + b"\n")
+            os.write(told, said.encode())
 
 
 def _secured(tls: Tls | None) -> dict[str, Any]:

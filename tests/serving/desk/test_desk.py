@@ -224,7 +224,7 @@ class Gate(SegmentWriter):
         self.broken = False
 
     def sync(self) -> None:
-        self.open.wait(10)
+        self.open.wait(60)
         if self.broken:
             raise Unavailable("The disk is gone.")
         super().sync()
@@ -255,7 +255,7 @@ def test_with_sync_no_answer_leaves_before_the_disk_has_it(tmp_path, broken):
         assert other.written.startswith(b"HTTP/1.1 200")
         gate.broken = broken
         gate.open.set()
-        for _ in range(1000):
+        for _ in range(10_000):
             if all(wire.written for wire in wires):
                 break
             await asyncio.sleep(0.005)

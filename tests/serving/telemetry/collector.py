@@ -29,7 +29,7 @@ class Collector:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                received.hold.wait(20)
+                received.hold.wait(60)
                 if received.status == 200 and self.path == "/v1/traces":
                     received.take(body, dict(self.headers))
                 self.send_response(received.status if self.path == "/v1/traces" else 404)
@@ -52,7 +52,7 @@ class Collector:
 
     def wait(self, count: int, trace: str = "") -> list[Any]:
         """The spans of a trace once there are so many."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             found = [span for span in self.spans if span.trace_id.hex() == trace or not trace]
             if len(found) >= count or time.monotonic() > deadline:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.stories.projects import free_port
 
 TOOLS = Path(__file__).parents[3] / ".tools" / "usr" / "bin"
 
@@ -33,7 +34,7 @@ def lint(text: str) -> str:
         input=text,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     return (ended.stdout + ended.stderr).strip()
 
@@ -44,7 +45,7 @@ class Server:
 
     def ask(self, path: str, **query: str) -> Any:
         with urllib.request.urlopen(
-            f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=5
+            f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=30
         ) as answer:
             return json.load(answer)["data"]
 
@@ -53,7 +54,7 @@ class Server:
         return float(found[0]["value"][1]) if found else None
 
     def wait(self, query: str, value: float) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         seen = None
         while time.monotonic() < deadline:
             try:
@@ -68,9 +69,7 @@ class Server:
 
 @contextmanager
 def scraping(folder: Path, target: str, *, token: str = "") -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     folder.mkdir()
     authorization = f"\n    authorization: {{credentials: '{token}'}}" if token else ""
     (folder / "prometheus.yml").write_text(
@@ -88,4 +87,4 @@ def scraping(folder: Path, target: str, *, token: str = "") -> Iterator[Server]:
         yield Server(port)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=60)

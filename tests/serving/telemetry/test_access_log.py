@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ import msgspec
 import numpy as np
 import pytest
 import tritonclient.grpc
-from tests.serving.gateways import Gateway, arm, endpoint, linear, native, request, running
+from tests.serving.gateways import (
+    PATIENCE,
+    Gateway,
+    arm,
+    endpoint,
+    linear,
+    native,
+    request,
+    running,
+)
 from tests.serving.models import FailingOnNegative
 
 from keepwell.core.errors import Unavailable
@@ -51,12 +61,12 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Pa
 
 
 def lines(file: Path, at_least: int = 0, /, **fields: Any) -> list[dict[str, Any]]:
-    """The lines with these values; they are on the disk within hundredths of a second."""
-    deadline = time.monotonic() + 30
+    """The lines with these values, once there are so many of them."""
+    deadline = time.monotonic() + PATIENCE
     while True:
-        every = (
-            [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        )
+        # A reader may see a write half done: what has no end yet is no line.
+        whole, _, _ = file.read_text().rpartition("\n") if file.exists() else ("", "", "")
+        every = [json.loads(line) for line in whole.splitlines()]
         found = [line for line in every if fields.items() <= line.items()]
         if len(found) >= at_least or time.monotonic() > deadline:
             return found
@@ -81,8 +91,8 @@ def test_a_decision_is_told_with_who_answered_how_long_it_took_and_its_trace(
     answer = ask(gateway, body, extra=f"traceparent: {PARENT}\r\n")
     assert b"200 OK" in answer
     (line,) = lines(path, 1, trace=TRACE)
-    assert 0 < line["seconds"] < 5
-    assert abs((dt.datetime.fromisoformat(line["time"]) - before).total_seconds()) < 5
+    assert 0 < line["seconds"] < PATIENCE
+    assert abs((dt.datetime.fromisoformat(line["time"]) - before).total_seconds()) < PATIENCE
     assert line["client"].startswith("127.0.0.1:")
     assert line["bytes_out"] == len(answer.partition(b"\r\n\r\n")[2])
     assert line == line | {
@@ -153,20 +163,25 @@ def test_two_workers_tell_each_request_once_while_the_file_is_rotated(told: tupl
     with ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(one, number) for number in range(400)]
         for each in moved:
+            while not path.exists() and not all(future.done() for future in asked):
+                time.sleep(0.01)
             time.sleep(0.05)
             if path.exists():
                 path.rename(each)  # as logrotate does without copytruncate
         for future in asked:
             future.result()
-    time.sleep(0.3)
-    found = [
-        line["ids"][0]
-        for file in (path, *moved)
-        if file.exists()
-        for line in lines(file)
-        if line.get("ids", [""])[0].startswith("rotated-")
-    ]
     assert moved[0].exists()
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = [
+            line["ids"][0]
+            for file in (path, *moved)
+            for line in lines(file)
+            if line.get("ids", [""])[0].startswith("rotated-")
+        ]
+        if len(found) >= 400 or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     assert sorted(found) == sorted(f"rotated-{k}" for k in range(400))
 
 
@@ -190,7 +205,7 @@ def test_lines_for_a_pipe_that_nobody_reads_are_dropped_counted_and_hold_nobody_
             began = time.perf_counter()
             for _ in range(1000):
                 log.saw(note("/" + "x" * 190))
-            assert time.perf_counter() - began < 1
+            assert time.perf_counter() - began < 10, "it waited for the pipe"
             await asyncio.sleep(0.025)
         return log
 
@@ -199,11 +214,12 @@ def test_lines_for_a_pipe_that_nobody_reads_are_dropped_counted_and_hold_nobody_
     assert counts["access_log_lines"] == 40_000
     assert 0 < counts["access_log_dropped"] < 40_000
     assert (40_000 - counts["access_log_dropped"]) * 200 < MAX_WAITING + 2 * 65536
+    log.close()
     os.set_blocking(reading, False)
-    with pytest.raises(BlockingIOError):
-        while True:  # the writer ends once somebody reads again
+    while log._thread.is_alive():  # the writer ends once somebody reads again
+        with suppress(BlockingIOError):
             assert os.read(reading, 1 << 20)
-            time.sleep(0.002)
+        log._thread.join(0.002)
     os.close(reading)
     os.close(writing)
 

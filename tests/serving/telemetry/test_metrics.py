@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serving.gateways import Gateway, arm, endpoint, linear, native, running
+from tests.serving.gateways import PATIENCE, Gateway, arm, endpoint, linear, native, running
 from tests.serving.models import FailingOnNegative
 from tests.serving.telemetry.prometheus import Server, lint, scraping
 
@@ -57,7 +57,7 @@ def values(text: str, name: str, **labels: str) -> list[float]:
 
 def total(gateway: Gateway, name: str, wanted: float | None = None, **labels: str) -> float:
     """What the workers have counted together; they share it twice a second."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         found = sum(values(page(gateway), name, **labels))
         if wanted is None or found == wanted or time.monotonic() > deadline:
@@ -67,7 +67,7 @@ def total(gateway: Gateway, name: str, wanted: float | None = None, **labels: st
 
 def grows_to(gateway: Gateway, name: str, least: float) -> bool:
     """Tell whether the workers count so many together before long; more may come."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while total(gateway, name) < least:
         if time.monotonic() > deadline:
             return False
@@ -75,9 +75,30 @@ def grows_to(gateway: Gateway, name: str, least: float) -> bool:
     return True
 
 
-def settle() -> None:
-    """Let every worker share what it has counted until now, on a busy machine too."""
-    time.sleep(1.0)
+def settle(gateway: Gateway) -> None:
+    """Wait until every worker has shared what it has counted until now."""
+    now = time.time_ns()
+    files = [
+        path
+        for pid in gateway.pool.pids()
+        for path in (gateway.log.parent / "meters").glob(f"w*p{pid}.json")
+    ]
+    assert len(files) == len(gateway.pool.pids())
+    deadline = time.monotonic() + PATIENCE
+    while any(path.stat().st_mtime_ns <= now for path in files):
+        assert time.monotonic() < deadline, "a worker did not share its counters"
+        time.sleep(0.02)
+
+
+def mirrored(gateway: Gateway) -> None:
+    """Wait until the mirror of ``e`` has answered each row that its callers have been answered."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = [each.mirror for each in gateway.records()[0] if each.endpoint == "e"]
+        if 2 * sum(found) == len(found):
+            return
+        assert time.monotonic() < deadline, "the mirror did not answer"
+        time.sleep(0.02)
 
 
 def ask(gateway: Gateway, x: float, *, name: str = "e", rows: int = 1) -> int:
@@ -88,7 +109,7 @@ def ask(gateway: Gateway, x: float, *, name: str = "e", rows: int = 1) -> int:
 def test_prometheus_own_linter_finds_nothing(counted: Gateway):
     ask(counted, 1.0)
     ask(counted, -1.0, name="failing")
-    settle()
+    settle(counted)
     assert lint(page(counted)) == ""
 
 
@@ -98,7 +119,7 @@ def test_the_linter_would_find_a_counter_without_total_or_help():
 
 def test_every_family_says_what_it_is_and_labels_come_back_as_they_were(counted: Gateway):
     ask(counted, 1.0)
-    settle()
+    settle(counted)
     total(counted, "keepwell_workers", 2)
     found = {family.name: family for family in text_string_to_metric_families(page(counted))}
     assert [name for name, family in found.items() if not family.documentation] == []
@@ -111,7 +132,7 @@ def test_every_family_says_what_it_is_and_labels_come_back_as_they_were(counted:
 
 
 def test_rows_errors_and_ticks_are_counted_for_each_arm_and_version(counted: Gateway):
-    settle()
+    settle(counted)
     good = {"endpoint": "failing", "arm": "v3", "version": "3", "status": "ok"}
     bad = good | {"status": "error"}
     before = (
@@ -171,6 +192,7 @@ def test_the_log_tells_what_is_written_and_what_is_not_on_the_disk_yet(counted: 
     syncs = total(counted, "keepwell_log_sync_seconds_count")
     for _ in range(4):
         ask(counted, 1.0)
+    mirrored(counted)
     size = sum(path.stat().st_size for path in counted.log.glob("*.seg"))
     assert total(counted, "keepwell_log_written_bytes_total", size) == size
     assert size > before
@@ -193,7 +215,7 @@ def prometheus(counted: Gateway, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_a_real_prometheus_scrapes_the_gateway_and_sums_what_it_answered(
     counted: Gateway, prometheus: Server
 ):
-    settle()
+    settle(counted)
     before = total(counted, "keepwell_predictions_total", endpoint="e")
     for _ in range(20):
         ask(counted, 1.0)
@@ -223,7 +245,7 @@ def test_a_real_prometheus_understands_every_panel(prometheus: Server):
             bool(prometheus.ask("/api/v1/query", query=query)["result"]) for query in queries
         )
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while told() < 5 and time.monotonic() < deadline:  # a rate wants two scrapes
         time.sleep(0.3)
     assert told() >= 5
@@ -252,7 +274,7 @@ def test_what_a_worker_counted_outlives_it(tmp_path: Path):
         assert ask(gateway, 1.0) == 200
         assert total(gateway, "keepwell_predictions_total", 7) == 7
         assert total(gateway, "keepwell_worker_deaths_total") == 1  # those were told to end
-        files = {path.name for path in (tmp_path / "meters").iterdir()}
+        files = {path.name for path in (tmp_path / "meters").glob("*.json")}
         assert files == {"gone.json", f"w3p{gateway.pool.pids()[0]}.json"}
 
 
@@ -295,12 +317,12 @@ def test_help_and_labels_are_escaped():
 
 def test_the_backlog_counts_what_the_log_holds_and_reads_on_where_it_was(counted: Gateway):
     ask(counted, 1.0, rows=3)
+    mirrored(counted)
     counted.application.request(
         "POST",
         "/v1/outcomes",
         b'{"outcomes":[{"id":"a","endpoint":"e","value":1},{"id":"b","endpoint":"e","value":0}]}',
     )
-    time.sleep(0.1)
     backlog = Backlog(counted.log)
     predictions, outcomes, _ = counted.records()
     first = backlog.look()
@@ -308,7 +330,7 @@ def test_the_backlog_counts_what_the_log_holds_and_reads_on_where_it_was(counted
     assert first.uncounted == 0
     assert first.bytes == sum(path.stat().st_size for path in counted.log.glob("*.seg"))
     ask(counted, 1.0, rows=4)
-    time.sleep(0.1)
+    mirrored(counted)
     assert backlog.look().records == first.records + 8  # the mirror's answers are records too
 
 

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serving.gateways import Gateway, arm, endpoint, linear, native, request, running
+from tests.serving.gateways import (
+    PATIENCE,
+    Gateway,
+    arm,
+    endpoint,
+    linear,
+    native,
+    request,
+    running,
+)
 from tests.serving.models import FailingOnNegative
 from tests.serving.telemetry.collector import Collector, attributes_of, collecting
 
@@ -75,7 +84,8 @@ def test_a_sampled_request_becomes_spans_under_its_callers(traced: Gateway, coll
         "keepwell.endpoint": "e", "keepwell.arm": "v1", "keepwell.version": 1, "keepwell.plan": 3, "keepwell.rows": 2,
         "keepwell.decision_ids": ["a", "b"],
     }  # fmt: skip
-    assert began - 10**7 < whole.start_time_unix_nano < whole.end_time_unix_nano < time.time_ns()
+    assert began - 10**10 < whole.start_time_unix_nano < whole.end_time_unix_nano
+    assert whole.end_time_unix_nano < time.time_ns() + 10**10, "a clock may be set meanwhile"
     for span in spans.values():
         assert span.parent_span_id == whole.span_id
         assert whole.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
@@ -149,7 +159,7 @@ def test_a_collector_that_refuses_costs_spans_and_no_request(tmp_path: Path):
             gateway.publish(endpoint("e", arms=[arm(1, linear(gateway.shelf, 10.0))]))
             for _ in range(50):
                 assert gateway.post({"rows": [ROW]})[0] == 200
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + PATIENCE
             while (
                 counted(gateway).get("keepwell_spans_failed_total", 0) < 200
                 and time.monotonic() < deadline
@@ -161,14 +171,23 @@ def test_a_collector_that_refuses_costs_spans_and_no_request(tmp_path: Path):
         assert collector.spans == []
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent has all the time that a busy machine may need."""
+    monkeypatch.setattr("keepwell.serving.telemetry.traces.CLOSE_SECONDS", PATIENCE)
+    monkeypatch.setattr("keepwell.serving.telemetry.traces.TIMEOUT_SECONDS", PATIENCE)
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_collector_that_is_gone_costs_spans(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("keepwell.serving.telemetry.traces.TIMEOUT_SECONDS", 0.5)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1/traces"
-    traces = Traces(url, share=1.0, worker="w")
-    traces.saw(note())
-    traces.close()
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and nobody listens
+        traces = Traces(
+            f"http://127.0.0.1:{held.getsockname()[1]}/v1/traces", share=1.0, worker="w"
+        )
+        traces.saw(note())
+        traces.close()
     assert traces.counts() == {"spans": 1, "spans_dropped": 0, "spans_failed": 1}
 
 
@@ -177,6 +196,7 @@ def note() -> Note:
     return Note(now, "GET", "/live", "c", 0, status=200, ended=now)
 
 
+@pytest.mark.usefixtures("patient")
 def test_spans_for_a_collector_that_hangs_are_dropped_counted_and_hold_nobody_up():
     with collecting() as collector:
         collector.hold.clear()
@@ -184,13 +204,13 @@ def test_spans_for_a_collector_that_hangs_are_dropped_counted_and_hold_nobody_up
         began = time.perf_counter()
         for _ in range(MAX_WAITING + 3000):
             traces.saw(note())
-        assert time.perf_counter() - began < 10
+        assert time.perf_counter() - began < 20, "it waited for the collector"
         counts = traces.counts()
         assert counts["spans"] == MAX_WAITING + 3000
         assert 3000 - 128 <= counts["spans_dropped"] <= 3000
         collector.hold.set()
         traces.close()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while (
             len(collector.spans) < counts["spans"] - counts["spans_dropped"]
             and time.monotonic() < deadline
@@ -200,6 +220,7 @@ def test_spans_for_a_collector_that_hangs_are_dropped_counted_and_hold_nobody_up
         assert traces.counts()["spans_failed"] == 0
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_share_of_the_requests_without_a_parent_is_traced():
     with collecting() as collector:
         traces = Traces(collector.url, share=0.25, worker="w")

@@ -41,11 +41,10 @@ class Held:
 
 
 async def until(true):
-    for _ in range(2000):
-        if true():
-            return
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to it in time"
         await asyncio.sleep(0.001)
-    raise AssertionError("it did not come to it in time")
 
 
 def test_waits_are_bounded_and_those_behind_them_share_one(desk, monkeypatch):
@@ -114,7 +113,7 @@ def test_no_thread_outlives_its_disk(desk, monkeypatch):
     threads = asyncio.run(run())
     assert 1 <= len(threads) <= MAX_SYNCS + 1
     gc.collect()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(one.is_alive() for one in threads) and time.monotonic() < deadline:
         time.sleep(0.005)
     assert not any(one.is_alive() for one in threads)

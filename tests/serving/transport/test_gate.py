@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.serving.gateways import Gateway, arm, endpoint, linear, request, running
+from tests.serving.gateways import PATIENCE, Gateway, arm, endpoint, linear, request, running
 
 from keepwell.core.errors import InvalidInput, Unavailable
 from keepwell.serving.protocols.grpc import SERVICE, InferRequest, message_of
@@ -86,16 +86,32 @@ def test_a_call_over_grpc_needs_a_token_too(guarded):
         body = InferRequest(model_name="nothing").SerializeToString()
         for sent in ((), (("authorization", "Bearer x"),)):
             with pytest.raises(grpc.RpcError) as caught:
-                infer(body, metadata=sent, timeout=5)
+                infer(body, metadata=sent, timeout=60)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         with pytest.raises(grpc.RpcError) as caught:
-            infer(body, metadata=(("authorization", "Bearer another"),), timeout=5)
+            infer(body, metadata=(("authorization", "Bearer another"),), timeout=60)
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(f"/{SERVICE}/ServerMetadata")(b"", timeout=5)
+            channel.unary_unary(f"/{SERVICE}/ServerMetadata")(b"", timeout=60)
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         live = message_of("ServerLiveResponse")
-        assert live.FromString(channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=5)).live
+        assert live.FromString(channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=60)).live
+
+
+def written(tokens: Path, text: str) -> None:
+    """Put another file in the place of that with the tokens, at once."""
+    new = tokens.with_suffix(".new")
+    new.write_text(text)
+    new.replace(tokens)
+
+
+def asked_until(gateway: Gateway, sent: bytes, wanted: bytes) -> bytes:
+    """Ask until the answer holds this: a worker looks at the file of tokens twice a second."""
+    deadline = time.monotonic() + PATIENCE
+    while wanted not in (told := gateway.raw(sent, half_close=True)):
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
+    return told
 
 
 def test_a_token_taken_out_of_the_file_is_good_no_longer_also_by_a_remembered_head(tmp_path):
@@ -107,24 +123,15 @@ def test_a_token_taken_out_of_the_file_is_good_no_longer_also_by_a_remembered_he
             BODY, path="/v1/endpoints/e/predict", extra="authorization: Bearer first\r\n"
         )
         assert made.raw(first + first, half_close=True).count(b"200 OK") == 2
-        tokens.write_text("nothing that is a digest")
-        time.sleep(1.2)
+        written(tokens, "nothing that is a digest")
+        look = "authorization: Bearer first\r\nconnection: close\r\n"
+        sent = request(b"", path="/v1/endpoints", method="GET", extra=look)
+        assert b'"tokens":' in asked_until(made, sent, b"Line 1 is not")
         assert made.raw(first, half_close=True).count(b"200 OK") == 1, (
             "a wrong file shuts nobody out"
         )
-        told = made.raw(
-            request(
-                b"",
-                path="/v1/endpoints",
-                method="GET",
-                extra="authorization: Bearer first\r\nconnection: close\r\n",
-            )
-        )
-        assert b'"tokens":' in told
-        assert b"Line 1 is not" in told
-        tokens.write_text(line("second"))
-        time.sleep(1.2)
-        assert made.raw(first, half_close=True).count(b"401 Unauthorized") == 1
+        written(tokens, line("second"))
+        assert asked_until(made, first, b"401 Unauthorized").count(b"401 Unauthorized") == 1
         second = first.replace(b"first", b"second")
         assert made.raw(second, half_close=True).count(b"200 OK") == 1
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import tritonclient.grpc
-from tests.serving.gateways import Gateway, arm, endpoint, linear, request, running
+from tests.serving.gateways import PATIENCE, Gateway, arm, endpoint, linear, request, running
 from tests.serving.transport.certificates import make
 
 from keepwell.core.errors import InvalidInput, Unavailable
@@ -63,7 +63,7 @@ def test_httpx_verifies_the_certificate_by_its_name_and_keeps_its_connection(
     secured: Gateway, files: tuple[Path, Path]
 ):
     with httpx.Client(
-        verify=ssl.create_default_context(cafile=str(files[0])), timeout=10
+        verify=ssl.create_default_context(cafile=str(files[0])), timeout=60
     ) as client:
         for rows in (1, 500, 10_000):
             answer = client.post(
@@ -98,7 +98,7 @@ def test_the_least_version_is_tls_1_2(secured: Gateway, highest: ssl.TLSVersion,
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1_1, highest
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with socket.create_connection(("127.0.0.1", secured.port), timeout=5) as plain:
+    with socket.create_connection(("127.0.0.1", secured.port), timeout=60) as plain:
         try:
             with context.wrap_socket(plain) as wrapped:
                 assert wrapped.version() == "TLSv1.2"
@@ -116,7 +116,7 @@ def test_pipelined_requests_and_a_body_in_pieces_are_answered_in_order(
         bodies[-1], extra="connection: close\r\n"
     )
     with (
-        socket.create_connection(("127.0.0.1", secured.port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", secured.port), timeout=60) as plain,
         trust(files[0]).wrap_socket(plain) as wrapped,
     ):
         for at in range(0, len(sent), 1000):
@@ -147,7 +147,7 @@ def test_a_new_certificate_is_taken_while_it_runs_and_a_wrong_one_is_not(tmp_pat
         first = shown(gateway)
         assert first.split() == certificate.read_bytes().split()
         second.replace(certificate)  # the key follows later: in between the two do not fit
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         held = trust(tmp_path / "gateway.crt")  # the file names another one already
         while time.monotonic() < deadline:
             with (
@@ -162,6 +162,7 @@ def test_a_new_certificate_is_taken_while_it_runs_and_a_wrong_one_is_not(tmp_pat
         assert b"does not belong" in told
         assert shown(gateway) == first
         second_key.replace(key)
+        deadline = time.monotonic() + PATIENCE
         while shown(gateway) == first and time.monotonic() < deadline:
             time.sleep(0.05)
         assert shown(gateway).split() == certificate.read_bytes().split()
