@@ -73,13 +73,14 @@ def test_a_dry_rollback_shows_the_plan_that_the_rollback_then_writes(serving):
         id="second", endpoint="tumour", version=second, strategy="basic", actor="me"
     )
     before = serving.fingerprint()
-    back = ("rollback", "tumour", "--reason", "wrong offers", "--as", "colleague")
+    back = ("rollback", "tumour", "--as", "colleague")
     shown = serving(*back, "--dry-run")
     assert "now         v2 100%" in shown.out
     assert "then        v1 100%" in shown.out
     said = serving(*back, "--dry-run", "--json").json
+    serving.fails(*back, "--yes", status=2, says=r"Why\?.*Give a reason")
     assert serving.fingerprint() == before
-    plan = serving(*back, "--yes", "--json").json
+    plan = serving(*back, "--reason", "wrong offers", "--yes", "--json").json
     assert {k: said["after"][k] for k in ("arms", "mirrors", "revision")} == {
         k: plan[k] for k in ("arms", "mirrors", "revision")
     }

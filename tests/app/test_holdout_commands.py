@@ -43,7 +43,7 @@ def test_a_holdout_is_set_shown_changed_and_ended(serving):
     state = sticking(serving)
     before = serving.fingerprint()
     dry = serving(*SET, "0.05", *WHY, "--dry-run", "--json").json
-    said = serving(*SET, "0.05", *WHY, "--dry-run").out
+    said = serving(*SET, "0.05", "--as", "me", "--dry-run").out
     assert "at tumour units would be held out (a dry run: nothing was changed)" in said
     assert "then        v1 5% (" in said
     assert "held out; of the rest v1 100%" in said

@@ -162,6 +162,10 @@ def test_the_api_starts_lists_and_steers_rollouts(serving):
     assert (ended.status_code, ended.json()["state"]) == (201, "rolled back")
     again = client.post("/api/v1/steerings", json=body, headers=me)
     assert again.status_code == 409
+    unsaid = client.post(
+        "/api/v1/rollbacks", json={"endpoint": "tumour", "reason": " "}, headers=me
+    )
+    assert (unsaid.status_code, "Give a reason" in unsaid.text) == (422, True)
     started = client.post("/api/v1/rollouts", json={"model": "tumour", "versions": []}, headers=me)
     assert (started.status_code, "versions" in started.text) == (422, True)
     # A preview refuses what a start would.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from keepwell.app.rolling import refuse_unfit
+from keepwell.app.rolling import need_reason, refuse_unfit
 from keepwell.core.errors import Conflict, InvalidInput, NotFound, Refused, near_miss
 from keepwell.core.records.models import ModelVersion
 from keepwell.core.records.traffic import (
@@ -68,6 +68,7 @@ def hold_out(state: State, wanted: Holding, *, actor: str) -> TrafficPlan:
     endpoint or the version, Conflict if nothing answers there, or if a comparison would end unasked.
     """
     require(actor, "rollout", store=state.store)
+    need_reason(wanted.reason)
     endpoint, content = _content(state, wanted, store=state.store)
     with state.store.transaction(actor=actor) as transaction:
         # Looked at again: somebody may have moved the traffic since.
@@ -85,7 +86,10 @@ def hold_out(state: State, wanted: Holding, *, actor: str) -> TrafficPlan:
 def preview_hold_out(
     state: State, wanted: Holding, *, actor: str
 ) -> tuple[TrafficPlan | None, TrafficPlan]:
-    """Give the plan in force and the one that ``hold_out`` would write. Changes nothing; raises as it does."""
+    """Give the plan in force and the one that ``hold_out`` would write. Changes nothing.
+
+    Raises as it does, but needs no reason.
+    """
     require(actor, "rollout", store=state.store)
     endpoint, content = _content(state, wanted, store=state.store)
     before = latest_plan(endpoint, store=state.store)
@@ -100,8 +104,6 @@ def _content(
 ) -> tuple[str, Content]:
     """Check what is wanted whole, and give it as a plan's content. ``looked``: the evidence was read already."""
     endpoint = _endpoint(wanted.endpoint, store=store)
-    if not wanted.reason.strip():
-        raise InvalidInput("Why?", todo="Give a reason, in a sentence: it is kept.")
     plan = latest_plan(endpoint.name, store=store)
     if plan is None or not plan.arms:
         raise Conflict(

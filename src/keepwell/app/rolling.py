@@ -118,8 +118,7 @@ def steer_rollout(
     Raises NotFound, Refused if they may not, Conflict if it has ended, InvalidInput without a reason.
     """
     require(actor, "rollback" if verb == "rollback" else "rollout", store=state.store)
-    if not reason.strip():
-        raise InvalidInput("Why?", todo="Give a reason, in a sentence: it is kept.")
+    need_reason(reason)
     rollouts = state.rollouts
     if verb == "pause":
         return rollouts.pause(id, actor=actor, reason=reason)
@@ -135,6 +134,12 @@ def steer_rollout(
         )
     rollouts.roll_back(found.endpoint, actor=actor, reason=reason)
     return rollouts.named(id)
+
+
+def need_reason(reason: str) -> None:
+    """Raise InvalidInput unless somebody says why they do what they do."""
+    if not reason.strip():
+        raise InvalidInput("Why?", todo="Give a reason, in a sentence: it is kept.")
 
 
 def waits_for(found: Rollout, last: Look) -> str:

@@ -17,6 +17,7 @@ from keepwell.app.attribution import holdouts
 from keepwell.app.holding import Holding, hold_out, wanted_version
 from keepwell.app.rolling import (
     appraise_version,
+    need_reason,
     preview_rollout,
     start_rollout,
     steer_rollout,
@@ -303,6 +304,7 @@ class Control:
         """Roll back."""
         who = self.actor(request)
         require(who, "rollback", store=self._state.store)
+        need_reason(body.reason)
         return self._state.rollouts.roll_back(body.endpoint, actor=who, reason=body.reason)
 
     def listing(self, kind: type[Record], request: Request) -> Any:

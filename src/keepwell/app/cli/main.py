@@ -312,7 +312,9 @@ def _holdout(parser: argparse.ArgumentParser) -> None:
 
 def _rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("endpoint")
-    parser.add_argument("--reason", required=True, help="why, in a sentence")
+    parser.add_argument(
+        "--reason", default="", help="why, in a sentence (not needed with --dry-run)"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     _dry_run(parser)
     _who(parser)

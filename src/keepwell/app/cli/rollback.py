@@ -7,6 +7,7 @@ import sys
 
 from keepwell.app.cli.common import actor, print_json, project_state
 from keepwell.app.cli.plans import show_change
+from keepwell.app.rolling import need_reason
 from keepwell.core.errors import Refused
 from keepwell.lifecycle.roles import require
 from keepwell.serving.rollouts.plans import describe_plan, latest_plan
@@ -25,6 +26,7 @@ def run(given: argparse.Namespace) -> int:
             state.rollouts.preview_roll_back(given.endpoint, reason=given.reason),
             as_json=given.json,
         )
+    need_reason(given.reason)
     if now is not None and not given.yes and not given.json:
         sys.stderr.write(
             f"{given.endpoint} is answered by {describe_plan(now)}.\nGive it back to the version before? [y/N] "
