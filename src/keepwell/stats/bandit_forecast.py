@@ -153,7 +153,8 @@ def thompson_shares(
 
     Weak at: more than two arms, whose shares come from 30 draws: it is for forecasts, not to steer by.
 
-    counts, means, squares: as `thompson_gaussian`, counts above 0. floor: as `with_floor`.
+    counts, means, squares: as `thompson_gaussian`, counts above 0. floor: as `with_floor`. Raises ValueError as
+    it does.
     Source: Thompson 1933.
 
     >>> n = np.full((1, 2), 50.0)
