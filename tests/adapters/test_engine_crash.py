@@ -15,7 +15,7 @@ from keepwell.adapters.stores.sql import open_store
 from keepwell.core.records.work import Lease, Work
 from keepwell.testing.engine import queue, work
 
-LEASE = 30.0
+LEASE = 60.0
 CHILD = Path(__file__).with_name("engine_process.py")
 
 
@@ -63,7 +63,7 @@ def finish(folder: Path, url: str) -> float:
     """Run a worker to the end of the work, quietly, and give the seconds it took from its start."""
     began = time.monotonic()
     child = start(folder, url)
-    said = child.communicate(timeout=90)[1]
+    said = child.communicate(timeout=150)[1]
     assert child.returncode == 0, said.decode()
     assert said == b"", "a worker that has nothing to complain of says nothing"
     return time.monotonic() - began
@@ -71,7 +71,7 @@ def finish(folder: Path, url: str) -> float:
 
 def die(folder: Path, url: str, step: str) -> None:
     child = start(folder, url, die_in=step)
-    child.communicate(timeout=90)
+    child.communicate(timeout=150)
     assert child.returncode == -signal.SIGKILL
     assert state_of(url).state == "running"
 
@@ -122,7 +122,7 @@ def test_a_worker_that_froze_for_longer_than_its_lease_writes_nothing_more(url, 
     os.kill(frozen.pid, signal.SIGCONT)
     until(lambda: "lost" in notes(tmp_path))
     (tmp_path / "hold").unlink()
-    assert [child.wait(60) for child in (frozen, second)] == [0, 0]
+    assert [child.wait(90) for child in (frozen, second)] == [0, 0]
     for child in (frozen, second):
         assert child.stderr is not None
         child.stderr.close()

@@ -356,7 +356,7 @@ open_store(sys.argv[1])
 
 def test_a_migration_that_is_killed_half_way_leaves_nothing_behind(database):
     child = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_MIGRATING, database], check=False, timeout=60
+        [sys.executable, "-c", KILLED_WHILE_MIGRATING, database], check=False, timeout=150
     )
     assert child.returncode == -9
     store = open_store(database)

@@ -53,7 +53,7 @@ def test_the_worker_compacts_what_the_watermark_has_passed(state, monkeypatch):
         transaction.add(mark)
     compaction = Compaction(state)
     compaction.look()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while (log / passed).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     compaction.stop()

@@ -46,7 +46,7 @@ def test_the_projects_own_processes_speak_https_and_trust_its_certificate(projec
     process = started(project)
     try:
         told = state.state / "run" / "gateway.json"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not told.exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -72,14 +72,14 @@ def test_the_projects_own_processes_speak_https_and_trust_its_certificate(projec
         assert asyncio.run(replayed()) == (30, 0)
     finally:
         process.terminate()
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     assert said == ""
 
 
 def test_a_gateway_with_wrong_files_does_not_start_and_says_why(project):
     (project / "gateway.key").unlink()
     process = started(project)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=90)
     assert process.returncode == 7
     assert "gateway.key: The gateway's TLS key cannot be read: No such file or directory." in said
     assert "tls_certificate and tls_key under [server]" in said

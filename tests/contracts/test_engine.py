@@ -46,15 +46,15 @@ class TestDbosEngine(EngineContract):
 
         def slow(_):
             reached.set()
-            return go.wait(20)
+            return go.wait(60)
 
         queue(store, work("w"))
         steps = procedure(("slow", slow), ("after", lambda _: True))
         old = make("1")
         old.start(steps)
-        assert reached.wait(20)
+        assert reached.wait(60)
         threading.Timer(0.2, go.set).start()
-        old.stop(within=20)
+        old.stop(within=60)
         with pytest.raises(Corrupt, match=r"w \(version 1\)"):
             make("2").start(steps)
         make("1").start(steps)

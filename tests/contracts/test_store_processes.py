@@ -28,14 +28,14 @@ def together(count: int, work: Callable[..., None], *given: Any) -> list[int | N
     start = PROCESSES.Barrier(count)
 
     def run(number: int) -> None:
-        start.wait(30)
+        start.wait(90)
         work(number, *given)
 
     children = [PROCESSES.Process(target=run, args=(number,)) for number in range(count)]
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(150)
     return [child.exitcode for child in children]
 
 

@@ -37,7 +37,7 @@ def held(code):
     """Which of EVERYTHING is in memory after running the code in a fresh interpreter."""
     told = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
     ended = subprocess.run(
-        [sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=150
     )
     return {
         name.partition(".")[0] for name in json.loads(ended.stdout.splitlines()[-1])

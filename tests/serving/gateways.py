@@ -202,6 +202,16 @@ class Gateway:
                 assert time.monotonic() < deadline, "the workers were not ready in time"
                 time.sleep(0.02)
 
+    def wait_for_counters(self) -> None:
+        """Wait until every worker has shared what it has counted until now; it does so twice a second."""
+        now = time.time_ns()
+        deadline = time.monotonic() + PATIENCE
+        for pid in self.pool.pids():
+            (path,) = (self.log.parent / "meters").glob(f"w*p{pid}.json")
+            while path.stat().st_mtime_ns <= now:
+                assert time.monotonic() < deadline, "a worker did not share its counters"
+                time.sleep(0.02)
+
     def post(self, body: Any, endpoint: str = "e") -> tuple[int, Any]:
         content = body if isinstance(body, bytes) else msgspec.json.encode(body)
         status, answer = self.application.request(

@@ -37,7 +37,7 @@ from keepwell.core.records.traffic import BUCKETS
 from keepwell.serving.log.segments import SegmentLog
 
 ROW = {"x": 1.0, "flag": True, "dep delay": None}
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)")
 Say = Callable[[str], object]
 
@@ -58,7 +58,7 @@ class Wire:
         """Send requests at once and give their answers in order. Raises Broken."""
         try:
             if self._socket is None:
-                self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=30)
+                self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=60)
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.sendall(b"".join(sent))
             return [self._answer() for _ in sent]
@@ -165,7 +165,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(90)
 
 
 def until(true: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
@@ -446,7 +446,7 @@ class Paced:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(90)
 
 
 def _plain(chance: random.Random) -> tuple[bytes, int]:

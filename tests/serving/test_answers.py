@@ -7,7 +7,7 @@ import time
 
 import msgspec
 import pytest
-from tests.serving.gateways import Gateway, request
+from tests.serving.gateways import PATIENCE, Gateway, request
 
 from keepwell.core.records.traffic import BUCKETS
 from keepwell.serving.desk.assign import bucket_of
@@ -132,7 +132,7 @@ def test_a_mirror_that_raises_harms_nobody_and_is_recorded(gateway: Gateway):
             {"rows": [ROW | {"x": -1.0}], "ids": [f"mirrored-{n}"]}, endpoint="mirrored"
         )
         assert (status, answer["predictions"][0]["prediction"]) == (200, 9.0)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         shadows = [p for p in gateway.records()[0] if p.mirror and p.id.startswith("mirrored-")]
         if len(shadows) == 5:
@@ -204,9 +204,9 @@ def test_pipelined_requests_are_answered_in_their_order(gateway: Gateway):
 
 def test_a_half_closed_connection_is_answered_and_then_closed(gateway: Gateway):
     began = time.monotonic()
-    answer = gateway.raw(request(msgspec.json.encode({"rows": [ROW]})), half_close=True, timeout=30)
+    answer = gateway.raw(request(msgspec.json.encode({"rows": [ROW]})), half_close=True)
     assert answer.startswith(b"HTTP/1.1 200")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < PATIENCE / 2
 
 
 def test_a_chunked_body_is_read(gateway: Gateway):
@@ -249,7 +249,7 @@ def test_what_is_no_acceptable_request_is_refused_and_the_connection_closed(
     began = time.monotonic()
     answer = gateway.raw(content)
     assert re.match(rb"HTTP/1.1 (" + status + rb") ", answer), answer[:80]
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < PATIENCE / 2
 
 
 def test_paths_and_methods_that_are_not_served_say_so(gateway: Gateway):
@@ -293,14 +293,12 @@ def test_metrics_count_what_was_answered_over_all_workers(gateway: Gateway):
         found = re.search(r'predictions_total\{endpoint="failing".*status="ok"\} (\d+)', text)
         return int(found[1]) if found else 0
 
+    gateway.wait_for_counters()
     before = total()
     for _ in range(8):
         gateway.post({"rows": [ROW]}, endpoint="failing")
-    deadline = time.monotonic() + 30
-    # Workers share their counters twice a second.
-    while (found := total()) < before + 8 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert found >= before + 8
+    gateway.wait_for_counters()
+    assert total() == before + 8
 
 
 def test_the_endpoints_describe_themselves(gateway: Gateway):

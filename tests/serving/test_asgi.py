@@ -20,10 +20,21 @@ import msgspec
 import numpy as np
 import pytest
 from tests.serving import gateways
-from tests.serving.gateways import Gateway, arm, endpoint, linear, native, process, request
+from tests.serving.gateways import (
+    PATIENCE,
+    Gateway,
+    arm,
+    endpoint,
+    linear,
+    native,
+    process,
+    request,
+)
 from tests.serving.models import Doubling, FailingOnNegative, Lengths, Saved
 from tests.serving.protocols.conftest import WORDS
+from tests.serving.storms import until
 from tests.serving.test_under_load import Load, loaded
+from tests.stories.projects import free_port
 
 from keepwell.core.errors import KeepwellError
 from keepwell.serving.application import HttpApplication
@@ -36,9 +47,7 @@ ROW = {"x": 1.0, "flag": True, "dep delay": None}
 
 @contextmanager
 def uvicorn(state: Path, *more: str) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "--factory", "keepwell.serving.asgi:app", "--port", str(port),
          "--no-access-log", "--log-level", "warning", *more],
@@ -48,7 +57,7 @@ def uvicorn(state: Path, *more: str) -> Iterator[Server]:
         yield Server(state, port, process)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 class Server:
@@ -58,14 +67,14 @@ class Server:
         self.log = state / "log"
         self.port = port
         self.process = process
-        self.application = HttpApplication(f"http://127.0.0.1:{port}", timeout=20)
+        self.application = HttpApplication(f"http://127.0.0.1:{port}", timeout=PATIENCE)
 
     post = Gateway.post
     raw = Gateway.raw
     records = Gateway.records
 
     def wait(self, edition: int, times: int = 1) -> None:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + PATIENCE
         seen = 0
         while seen < times:
             try:
@@ -227,7 +236,7 @@ def steady(body: bytes) -> bytes:
 
 def test_every_request_is_answered_bit_for_bit_as_by_our_own_server(both):
     for name, sent in corpus().items():
-        own, other = (parsed(side.raw(sent, timeout=10)) for side in (both.own, both.other))
+        own, other = (parsed(side.raw(sent, timeout=PATIENCE)) for side in (both.own, both.other))
         assert own[0], name
         if name == "long URL":  # uvicorn's own parser may have a bound of its own
             assert (own[0], other[0] in {b"431", b"400"}) == (b"431", True)
@@ -291,6 +300,7 @@ def test_several_processes_follow_the_editions_and_drain_with_nothing_lost(tmp_p
     with uvicorn(tmp_path / "own", "--workers", "2") as server:
         server.wait(1, times=12)
         with loaded(server) as load:  # type: ignore[arg-type]
+            until(lambda: load.acknowledged, "an answer under the first plan")
             for plan in range(2, 8):
                 own.publish(
                     endpoint(arms=[arm(2 - plan % 2, artefacts[2 - plan % 2])], plan=plan),
@@ -298,6 +308,7 @@ def test_several_processes_follow_the_editions_and_drain_with_nothing_lost(tmp_p
                 )
                 time.sleep(0.15)
             server.wait(own.number, times=12)
+            until(lambda: load.acknowledged[-1][-1] == 7, "an answer under the last plan")
         assert load.failures == []
         assert {plan for *_, plan in load.acknowledged} >= {1, 7}
         ending = Load(server)  # type: ignore[arg-type]
@@ -315,9 +326,9 @@ def ended(server: Server, load: Load) -> Iterator[None]:
     """End the server while somebody asks."""
     asking = threading.Thread(target=load.ask, args=(9,))
     asking.start()
-    time.sleep(0.2)
+    until(lambda: load.acknowledged, "an answer")
     server.process.terminate()
-    server.process.wait(20)
+    server.process.wait(PATIENCE)
     load.stop.set()
     asking.join()
     assert load.acknowledged

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.serving.gateways import Gateway, arm, endpoint, lay_out, linear, running
+from tests.serving.gateways import PATIENCE, Gateway, arm, endpoint, lay_out, linear, running
 
 from keepwell.core.errors import KeepwellError, Unavailable
 
@@ -74,7 +74,7 @@ def test_an_edition_that_cannot_be_loaded_leaves_the_old_one_answering(tmp_path)
         (made / "linear.json").write_bytes(b"{}")
         broken = lay_out(gateway.shelf, made)
         gateway.publish(endpoint(arms=[arm(2, broken)], plan=2), wait=False)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while (
             gateway.application.request("GET", "/ready")[0] == 200 and time.monotonic() < deadline
         ):
@@ -95,7 +95,7 @@ def test_an_artefact_that_answers_its_golden_rows_otherwise_is_not_served(tmp_pa
         digest = lay_out(gateway.shelf, made)
         gateway.publish(endpoint(arms=[arm(1, digest)]), wait=False)
         gateway.pool.tend()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         said = b""
         while b"golden rows differ" not in said and time.monotonic() < deadline:
             try:
@@ -113,7 +113,7 @@ def test_a_file_changed_after_it_was_unpacked_is_not_loaded(tmp_path):
         path = gateway.shelf.artefact_folder(digest) / "linear.json"
         path.write_bytes(path.read_bytes().replace(b"2.0", b"3.0"))
         gateway.publish(endpoint(arms=[arm(2, digest)], plan=2), wait=False)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         said = b""
         while b"linear.json was changed" not in said and time.monotonic() < deadline:
             said = gateway.application.request("GET", "/ready")[1]
@@ -182,7 +182,7 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
         """
         import sys, time
         from pathlib import Path
-        from tests.serving.gateways import Gateway, arm, endpoint, linear
+        from tests.serving.gateways import PATIENCE, Gateway, arm, endpoint, linear
         gateway = Gateway(Path(sys.argv[1]), workers=1)
         gateway.publish(endpoint(arms=[arm(1, linear(gateway.shelf, 1.0))]))
         print(gateway.pool.pids()[0], flush=True)
@@ -196,7 +196,7 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE
     while _alive(worker) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not _alive(worker)

@@ -28,9 +28,18 @@ def free_port():
             return port
 
 
+PATIENT = "[policy]\nload_seconds = 120.0\nlatency_ms = 5000.0\n"
+"""Limits that tell a bad version from a good one, and not a busy machine from an idle one."""
+
+
 def with_free_ports(folder):
     path = folder / "keepwell.toml"
     text = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}", path.read_text())
+    if "[policy]\n" in text:
+        text = text.replace("[policy]\n", PATIENT)
+    else:
+        text = text.replace("\n[rollout]", f"\n{PATIENT}\n[rollout]")
+    assert PATIENT in text
     path.write_text(text + "\n[server]\nport = 0\ngateway_port = 0\n")
 
 

@@ -50,7 +50,7 @@ class Running:
     def stop(self) -> None:
         """End the server and release the database."""
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)
         self._socket.close()
         self.tracking.close()
         self.store.close()

@@ -109,7 +109,7 @@ def test_real_mlflow_models_are_packaged_scanned_and_served_from_their_own_envir
     saved = tmp_path / "saved"
     saved.mkdir()
     script = Path(__file__).with_name("mlflow_models.py")
-    subprocess.run([PYTHON, script, saved], check=True, timeout=120, capture_output=True)
+    subprocess.run([PYTHON, script, saved], check=True, timeout=150, capture_output=True)
     # A pickle of MLflow's own kind would run code that nobody has read: the scan says so, before anything is loaded.
     assert "cloudpickle" in scan_files(saved / "pickled").message
     declare(site, "spends", "pickled", lambda *_: saved / "pickled", environment="mlflow")

@@ -348,7 +348,7 @@ def test_versions_registered_by_many_processes_get_numbers_without_a_gap(tmp_pat
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(150)
     assert [child.exitcode for child in children] == [0] * 4
     store = open_store(url)
     versions = store.find(ModelVersion)

@@ -572,7 +572,7 @@ def test_a_process_killed_while_it_watches_leaves_a_store_that_the_next_one_fini
         child.wait()
         child.stdout.close()
     last = start()
-    out, _ = last.communicate(timeout=60)
+    out, _ = last.communicate(timeout=150)
     assert out.endswith("done\n")
     assert results(site.store) == results(made.store)
     assert audit_problems(site.store) == []

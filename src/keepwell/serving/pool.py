@@ -126,7 +126,7 @@ class Pool:
         return [worker.process.pid for worker in self._workers]
 
     def serving(self, edition: int = 0) -> int:
-        """Count the workers that take connections and have loaded what is to be served, this edition or a later one."""
+        """Count the workers that take connections and serve what they should: this edition, or a later one."""
         return sum(
             worker.alive() and worker.problem == "" and worker.edition >= edition
             for worker in self._workers

@@ -13,7 +13,7 @@ from keepwell.core.ports.engine import Engine, Procedure, Step
 from keepwell.core.ports.store import Store
 from keepwell.core.records.work import Work
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that a test waits for what takes milliseconds, on a machine that is busy."""
 
 

@@ -85,7 +85,7 @@ def real_server(folder: Path) -> Iterator[str]:
 def main() -> None:
     port, named_port, place = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     client = ScoringServerClient("127.0.0.1", port)
-    client.wait_server_ready(timeout=10)
+    client.wait_server_ready(timeout=60)
     client.ping()
     frame = pd.DataFrame(
         {

@@ -41,7 +41,7 @@ def test_mlflows_own_client_scores_frames_arrays_and_csv(
             str(single.port), str(speaking.port), tmp_path / "found.json",
         ],
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_PYTHON_REFRESH": "quiet"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())

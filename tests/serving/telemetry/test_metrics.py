@@ -75,21 +75,6 @@ def grows_to(gateway: Gateway, name: str, least: float) -> bool:
     return True
 
 
-def settle(gateway: Gateway) -> None:
-    """Wait until every worker has shared what it has counted until now."""
-    now = time.time_ns()
-    files = [
-        path
-        for pid in gateway.pool.pids()
-        for path in (gateway.log.parent / "meters").glob(f"w*p{pid}.json")
-    ]
-    assert len(files) == len(gateway.pool.pids())
-    deadline = time.monotonic() + PATIENCE
-    while any(path.stat().st_mtime_ns <= now for path in files):
-        assert time.monotonic() < deadline, "a worker did not share its counters"
-        time.sleep(0.02)
-
-
 def mirrored(gateway: Gateway) -> None:
     """Wait until the mirror of ``e`` has answered each row that its callers have been answered."""
     deadline = time.monotonic() + PATIENCE
@@ -109,7 +94,7 @@ def ask(gateway: Gateway, x: float, *, name: str = "e", rows: int = 1) -> int:
 def test_prometheus_own_linter_finds_nothing(counted: Gateway):
     ask(counted, 1.0)
     ask(counted, -1.0, name="failing")
-    settle(counted)
+    counted.wait_for_counters()
     assert lint(page(counted)) == ""
 
 
@@ -119,7 +104,7 @@ def test_the_linter_would_find_a_counter_without_total_or_help():
 
 def test_every_family_says_what_it_is_and_labels_come_back_as_they_were(counted: Gateway):
     ask(counted, 1.0)
-    settle(counted)
+    counted.wait_for_counters()
     total(counted, "keepwell_workers", 2)
     found = {family.name: family for family in text_string_to_metric_families(page(counted))}
     assert [name for name, family in found.items() if not family.documentation] == []
@@ -132,7 +117,7 @@ def test_every_family_says_what_it_is_and_labels_come_back_as_they_were(counted:
 
 
 def test_rows_errors_and_ticks_are_counted_for_each_arm_and_version(counted: Gateway):
-    settle(counted)
+    counted.wait_for_counters()
     good = {"endpoint": "failing", "arm": "v3", "version": "3", "status": "ok"}
     bad = good | {"status": "error"}
     before = (
@@ -215,7 +200,7 @@ def prometheus(counted: Gateway, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_a_real_prometheus_scrapes_the_gateway_and_sums_what_it_answered(
     counted: Gateway, prometheus: Server
 ):
-    settle(counted)
+    counted.wait_for_counters()
     before = total(counted, "keepwell_predictions_total", endpoint="e")
     for _ in range(20):
         ask(counted, 1.0)
