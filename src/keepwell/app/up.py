@@ -25,14 +25,23 @@ START_SECONDS = 60.0
 CALM_SECONDS = 5.0
 """A process that lived this long is started again at once; one that died sooner waits, longer each time."""
 TRIES = 5
+LONGEST_WAIT = 30.0
+"""Seconds until what dies again and again is started once more."""
+
+
+def wait_after(deaths: int) -> float:
+    """Tell how long to wait, in seconds, before what died so many times in a row is started again."""
+    return min(0.2 * 2.0 ** min(deaths - 1, 20), LONGEST_WAIT)
 
 
 class Supervisor:
     """Holds a project's processes. Use as a context: leaving it stops everything that it started."""
 
-    def __init__(self, state: State, *, say: Callable[[str], None]) -> None:
+    def __init__(self, state: State, *, say: Callable[[str], None], gives_up: bool = False) -> None:
+        """With ``gives_up`` any process that does not stay up ends all, not the gateway alone."""
         self._state = state
         self._say = say
+        self._gives_up = gives_up
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._started: dict[str, float] = {}
         self._failures: dict[str, int] = {}
@@ -141,7 +150,11 @@ class Supervisor:
         return {name: process.pid for name, process in self._processes.items()}
 
     def tend(self) -> None:
-        """Start again what died, and a replay where one is unfinished. Raises Unavailable for what will not stay up."""
+        """Start again what died, and a replay where one is unfinished.
+
+        Raises Unavailable for a gateway that does not stay up. It answers without the others, so what becomes of them
+        does not end it: they are tried for ever.
+        """
         now = time.monotonic()
         for name, process in list(self._processes.items()):
             if process.poll() is None:
@@ -153,12 +166,15 @@ class Supervisor:
             if self._again.get(name, 0.0) == 0.0:
                 calm = now - self._started[name] > CALM_SECONDS
                 self._failures[name] = 1 if calm else self._failures.get(name, 0) + 1
-                if self._failures[name] > TRIES:
+                if self._failures[name] > TRIES and (self._gives_up or name == "gateway"):
                     raise Unavailable(
                         f"The {name} died {TRIES} times in a row.", todo="Its reason stands above."
                     )
-                self._say(f"the {name} ended with status {process.returncode}; starting it again")
-                self._again[name] = now + 0.2 * 2 ** (self._failures[name] - 1)
+                wait = wait_after(self._failures[name])
+                self._say(
+                    f"the {name} ended with status {process.returncode}; starting it again in {wait:.2g} s"
+                )
+                self._again[name] = now + wait
             if now >= self._again[name]:
                 self._again[name] = 0.0
                 self._start(name)

@@ -46,7 +46,7 @@ def run(given: argparse.Namespace) -> int:
                 stack.enter_context(
                     Receiver(channel.url, path=state.state / "run" / "alerts.jsonl")
                 )
-        supervisor = stack.enter_context(Supervisor(state, say=say))
+        supervisor = stack.enter_context(Supervisor(state, say=say, gives_up=given.exit))
         say(f"dashboard  {supervisor.url('server')}\ngateway    {supervisor.url('gateway')}")
         summary = Demo(state, supervisor, say=say, until=given.until).run()
         if given.summary is not None:
