@@ -2,7 +2,15 @@
 
 import msgspec
 
-from keepwell.app.web.rollout import drawn_otherwise, evidence_of, facts_of, shares_of, turns_of
+from keepwell.app.web.rollout import (
+    disagreement_of,
+    drawn_otherwise,
+    evidence_of,
+    facts_of,
+    shares_of,
+    spell_rule,
+    turns_of,
+)
 from keepwell.core.records.rollouts import Look, Rollout
 from keepwell.core.records.traffic import Arm, Period, TrafficPlan
 
@@ -61,8 +69,50 @@ def test_evidence_is_drawn_with_its_bounds_and_said_with_its_numbers():
         "Gain of challenger over the champion",
         "Share of the challenger's requests that failed (95% interval at one look)",
     ]
-    assert dict(facts_of(looks[1]))["gain"] == "challenger 0.5 (-0.5 to 1)"
+    assert dict(facts_of(looks[1]))["gain"] == "challenger: 0.5 (-0.5 to 1)"
     assert drawn_otherwise(_running(), TURNING).startswith("Shares are of turns: for 60 minutes")
+
+
+def test_an_estimate_is_drawn_before_it_has_bounds_and_nothing_before_there_is_one():
+    looks = [
+        look(1, gain={"challenger": {"mean": None, "low": None, "high": None}}),
+        look(2, gain={"challenger": {"mean": 0.4, "low": None, "high": None}}),
+        look(3, gain={"challenger": {"mean": 0.5, "low": 0.1, "high": 0.9}}),
+    ]
+    ((_, chart),) = evidence_of(looks, ["ab"])
+    assert chart.count("<circle") == 2
+    assert "band" not in chart
+    said = [dict(facts_of(each))["gain"] for each in looks]
+    assert said == [
+        "challenger: nothing yet", "challenger: 0.4 (no bounds yet)", "challenger: 0.5 (0.1 to 0.9)"
+    ]  # fmt: skip
+
+
+def test_where_a_shadow_disagrees_is_told_by_slice_and_by_decision():
+    told = disagreement_of(
+        look(
+            1,
+            worst_slices=[{"field": "x", "values": "0 to 2", "rows": 40, "disagreed": 0.975}],
+            examples=[
+                {"time": HOUR, "sent": 0.2, "mirrored": 0.9, "features": {"x": 1.5, "z": None}}
+            ],
+        )
+    )
+    assert told is not None
+    assert told.slices == [("x", "0 to 2", 40, "97.5%")]
+    assert told.fields == ["x", "z"]
+    assert told.examples == [("1970-01-01T01:00", "0.2", "0.9", ["1.5", "missing"])]
+    assert disagreement_of(look(1, pairs=3, worst_slices=[], examples=[])) is None
+
+
+def test_rules_are_spelled_as_they_are_declared():
+    guard = {"metric": "latency_ms_p99", "margin": 2000.0, "then": "roll back", "worse": ""}
+    assert spell_rule([guard, guard | {"metric": "brier"}]) == (
+        "latency_ms_p99: margin 2000, then roll back; brier: margin 2000, then roll back"
+    )
+    assert [spell_rule(v) for v in ([], [0.1, 1.0], False, 28.0, "mean")] == [
+        "none", "0.1, 1", "false", "28", "mean"
+    ]  # fmt: skip
 
 
 def _running():

@@ -21,10 +21,12 @@ from keepwell.app.web.charts import Mark, Point, line_chart
 from keepwell.app.web.rollout import (
     LOOKS,
     POLICIES,
+    disagreement_of,
     drawn_otherwise,
     evidence_of,
     facts_of,
     shares_of,
+    spell_rule,
     turns_of,
 )
 from keepwell.app.wiring import State
@@ -238,6 +240,8 @@ class Pages:
             evidence=evidence_of(looks, found.way),
             shown=LOOKS,
             facts=facts_of(looks[-1]) if looks else [],
+            apart=disagreement_of(looks[-1]) if looks else None,
+            spell_rule=spell_rule,
         )
 
     def _traffic(self, endpoint: str) -> tuple[list[dict[str, Any]], str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from markupsafe import Markup
 
 from keepwell.app.web.charts import Point, line_chart, share_chart
-from keepwell.core.clock import Time
+from keepwell.core.clock import Time, iso
 from keepwell.core.records.rollouts import OPEN, Look, Rollout
 from keepwell.core.records.traffic import BUCKETS, Arm, TrafficPlan
 from keepwell.serving.desk.assign import in_turns
@@ -80,7 +81,9 @@ def evidence_of(looks: Sequence[Look], way: Sequence[str]) -> list[tuple[str, Ma
     return charts
 
 
-def _intervals(measured: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+def _intervals(
+    measured: Mapping[str, Any],
+) -> list[tuple[str, float, float | None, float | None]]:
     wanted: dict[str, Any] = {}
     if "low" in measured:
         wanted["Gain of the challenger over the champion"] = measured
@@ -91,12 +94,11 @@ def _intervals(measured: Mapping[str, Any]) -> list[tuple[str, float, float, flo
         given = measured.get(what)
         if isinstance(given, dict):
             wanted |= {word.format(name): value for name, value in given.items()}
-    found = []
+    found: list[tuple[str, float, float | None, float | None]] = []
     for title, value in wanted.items():
         middle = value.get("gain", value.get("mean"))
-        bounds = value.get("low"), value.get("high")
-        if middle is not None and bounds[0] is not None and bounds[1] is not None:
-            found.append((title, middle, *bounds))
+        if middle is not None:
+            found.append((title, middle, value.get("low"), value.get("high")))
     requests = measured.get("requests")
     if isinstance(requests, int) and requests and isinstance(measured.get("errors"), int):
         from keepwell.stats.intervals import (
@@ -119,14 +121,72 @@ def facts_of(look: Look) -> list[tuple[str, str]]:
     return found
 
 
+class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a mirror's answers are furthest from those that were sent."""
+
+    slices: list[tuple[str, str, int, str]]
+    """Field, its values, decisions, share of them that disagree; the worst first."""
+    fields: list[str]
+    examples: list[tuple[str, str, str, list[str]]]
+    """When, what was sent, what the mirror said, and the features by ``fields``."""
+
+
+def disagreement_of(look: Look) -> Disagreement | None:
+    """Give the slices that disagree most and the decisions furthest apart; None where nothing is compared so."""
+    slices, examples = look.measured.get("worst_slices"), look.measured.get("examples")
+    if not slices and not examples:
+        return None
+    return Disagreement(
+        slices=[
+            (each["field"], each["values"], each["rows"], f"{each['disagreed']:.1%}")
+            for each in slices or ()
+        ],
+        fields=list(examples[0]["features"]) if examples else [],
+        examples=[
+            (
+                iso(each["time"])[:16],
+                _said(each["sent"]),
+                _said(each["mirrored"]),
+                [_said(value) or "missing" for value in each["features"].values()],
+            )
+            for each in examples or ()
+        ],
+    )
+
+
+def spell_rule(value: Any) -> str:
+    """Write the value of a rule as it is declared.
+
+    >>> spell_rule(True), spell_rule(""), spell_rule([0.1, 0.5]), spell_rule([{"metric": "latency_ms", "margin": 5.0}])
+    ('true', 'none', '0.1, 0.5', 'latency_ms: margin 5')
+    """
+    if isinstance(value, dict):
+        named = dict(value)
+        metric = named.pop("metric", "")
+        said = ", ".join(f"{name} {spell_rule(v)}" for name, v in named.items() if v != "")
+        return f"{metric}: {said}" if metric else said
+    if isinstance(value, list | tuple):
+        between = "; " if any(isinstance(each, dict) for each in value) else ", "
+        return between.join(map(spell_rule, value)) or "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value in {"", None} else str(value)
+
+
 def _said(value: Any) -> str:
     if isinstance(value, dict):
         parts = ((name, _said(each)) for name, each in value.items())
         if {"low", "high"} <= value.keys():
-            middle = value.get("mean", value.get("gain"))
-            bounds = [_said(value[end]) or "not yet" for end in ("low", "high")]
-            return f"{_said(middle)} ({bounds[0]} to {bounds[1]})"
-        return ", ".join(f"{name} {said}" for name, said in parts if said)
+            middle = _said(value.get("mean", value.get("gain")))
+            bounds = [_said(value[end]) for end in ("low", "high")]
+            if not middle:
+                return "nothing yet"
+            return f"{middle} ({' to '.join(bounds) if all(bounds) else 'no bounds yet'})"
+        if any(isinstance(each, dict) and each.keys() for each in value.values()):
+            return "; ".join(f"{name}: {said}" for name, said in parts if said)
+        return ", ".join(f"{name.replace('_', ' ')} {said}" for name, said in parts if said)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return ""
     if isinstance(value, float):

@@ -15,7 +15,7 @@ import numpy as np
 
 from keepwell.serving.rollouts.evidence import Units, Worths
 from keepwell.serving.rollouts.observations import Floats
-from keepwell.serving.rollouts.strategy import State, finite
+from keepwell.serving.rollouts.strategy import State, finite, spell_bounds
 from keepwell.stats.difference_sequence import DifferenceSequence
 from keepwell.stats.group_sequential import GroupSequentialTest
 from keepwell.stats.outcome_comparison import OutcomeComparison
@@ -50,13 +50,20 @@ def any_time(
     """Compare by a confidence sequence, valid at any look."""
     sequence = _sequence(treatment, control, covariates, alpha=alpha, tuned_for=tuned_for)
     mean, low, high = sequence.estimate, sequence.lower, sequence.upper
+    judged = f"{len(treatment):,} units against {len(control):,}"
+    said = f"gain per unit {mean:+.4g} ({spell_bounds(low, high)}) of {judged}"
+    both = len(treatment) and len(control)
     return Effect(
         better=low > 0,
         worse=high < 0,
         mean=mean,
-        said=f"{name}: gain per unit {mean:+.4g} ({low:.4g} to {high:.4g}, valid at any time)"
-        f" of {len(treatment):,} units against {len(control):,}",
-        facts={"mean": mean, "low": finite(low), "high": finite(high), **_adjusted(sequence)},
+        said=f"{name}: {said if both else f'nothing to compare yet, {judged} are judged'}",
+        facts={
+            "mean": mean if both else None,
+            "low": finite(low),
+            "high": finite(high),
+            **_adjusted(sequence),
+        },
     )
 
 

@@ -166,6 +166,16 @@ def days_seen(seen: Observations) -> float:
     return (seen.watermark - int(seen.time[0])) / DAY if len(seen) else 0.0
 
 
+def spell_bounds(low: float, high: float) -> str:
+    """Say an interval that holds at whatever look; while too little was seen there is none.
+
+    >>> spell_bounds(-0.25, 1.5), spell_bounds(-float("inf"), float("inf"))
+    ('-0.25 to 1.5, valid at any time', 'no bounds yet')
+    """
+    both = np.isfinite(low) and np.isfinite(high)
+    return f"{low:.4g} to {high:.4g}, valid at any time" if both else "no bounds yet"
+
+
 def finite(value: float) -> float | None:
     """Give a bound for JSON: none while it is infinite."""
     return value if np.isfinite(value) else None

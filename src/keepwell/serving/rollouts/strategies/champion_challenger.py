@@ -24,6 +24,7 @@ from keepwell.serving.rollouts.strategy import (
     finite,
     promoted,
     returned,
+    spell_bounds,
 )
 from keepwell.stats.confidence_sequence import ClusterConfidenceSequence
 
@@ -130,9 +131,11 @@ class ChampionChallenger:
             "alpha": alpha,
         }
         said = (
-            f"gain per decision {sequence.mean:+.4g} ({sequence.lower:.4g} to {sequence.upper:.4g},"
-            f" valid at any time) over {rows:,} decisions of {len(days.sums)} days"
+            f"gain per decision {sequence.mean:+.4g} ({spell_bounds(sequence.lower, sequence.upper)})"
+            f" over {rows:,} decisions of {len(days.sums)} day{'s' * (len(days.sums) != 1)}"
         )
+        if not rows:
+            said = "no decision of a whole day has its label yet"
         if rows >= rules.min_rows and sequence.lower > 0:
             return "better", said, measured
         if rows >= rules.min_rows and sequence.upper < 0:

@@ -24,6 +24,7 @@ from keepwell.serving.rollouts.strategy import (
     finite,
     promoted,
     returned,
+    spell_bounds,
     split,
 )
 from keepwell.serving.rollouts.turns import (
@@ -256,11 +257,7 @@ class Switchback:
             tuned_for=max(rules.tuned_for, 2.0),
         )
         facts = {"mean": found.estimate, "low": finite(found.lower), "high": finite(found.upper)}
-        bounds = (
-            f"{found.lower:.4g} to {found.upper:.4g}, valid at any time"
-            if math.isfinite(found.upper)
-            else "no bounds yet"
-        )
+        bounds = spell_bounds(found.lower, found.upper)
         said = f"{name}: gain per decision {found.estimate:+.4g} ({bounds}) over {found.blocks:,} turns"
         return said if found.blocks else f"{name}: no turn is judged yet", facts
 
