@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -19,10 +19,18 @@ from keepwell.serving.desk.assign import buckets_of, in_turns, laid_out
 from keepwell.serving.rollouts.history import Known, known_of
 from keepwell.serving.rollouts.observations import ERROR, FALLBACK, OK, Observations
 from keepwell.serving.rollouts.plans import next_plan
-from keepwell.serving.rollouts.strategy import CHAMPION, Answer, State, Strategy, alone
+from keepwell.serving.rollouts.strategy import CHAMPION, Answer, State, alone
 
 START = 20_000 * DAY
 NEVER = np.iinfo(np.int64).max
+
+
+class Controller(Protocol):
+    """A strategy, of which nothing is asked but what comes next."""
+
+    def plan(self, state: State, seen: Observations, now: Time, rng: np.random.Generator) -> Answer:
+        """See `keepwell.serving.rollouts.strategy.Strategy`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +147,9 @@ class Log:
     def _buckets(self, traffic: Traffic, salt: str) -> np.ndarray:
         """Hash each unit once, as the gateway does."""
         if self._hashed is None:
-            names = [str(each) for each in range(int(traffic.unit.max()) + 1)]
-            self._hashed = buckets_of(names, salt.encode())
+            come = np.unique(traffic.unit)
+            self._hashed = np.zeros(int(come[-1]) + 1, dtype=np.uint64)
+            self._hashed[come] = buckets_of([str(unit) for unit in come.tolist()], salt.encode())
         return self._hashed
 
     def _mirrored(self, plan: TrafficPlan, k: int) -> dict[str, int]:
@@ -167,7 +176,7 @@ class Log:
 
 
 def steer(
-    controller: Strategy, state: State, traffic: Traffic, looks: Iterable[Time], *, seed: str
+    controller: Controller, state: State, traffic: Traffic, looks: Iterable[Time], *, seed: str
 ) -> End:
     """Let a controller look at these times, until it has a verdict; its plans decide who answers."""
     arms = 1 + len(state.challengers)
@@ -250,7 +259,8 @@ def times(rng: np.random.Generator, *, days: float, per_day: float) -> np.ndarra
 def visits(rng: np.random.Generator, n: int, *, units: int, spread: float = 1.0) -> np.ndarray:
     """Draw who comes: units of which some come far oftener than others (log-normal, sigma `spread`)."""
     busy = rng.lognormal(0.0, spread, units).cumsum()
-    return np.searchsorted(busy, rng.random(n) * busy[-1])
+    come: np.ndarray = np.searchsorted(busy, rng.random(n) * busy[-1])
+    return come
 
 
 def every(*, days: float, times_a_day: float) -> list[Time]:
@@ -285,7 +295,7 @@ Draw = Callable[[np.random.Generator], Traffic]
 
 
 def ends(
-    controller: Strategy, state: State, draw: Draw, looks: Iterable[Time], *, runs: int, seed: int
+    controller: Controller, state: State, draw: Draw, looks: Iterable[Time], *, runs: int, seed: int
 ) -> list[End]:
     """Roll out so many times, each in traffic of its own."""
     rng = np.random.default_rng(seed)
