@@ -20,11 +20,10 @@ SEED = 71
 
 def study(quick: bool) -> list[Row]:
     """Let Thompson draw among arms that are alike, and with one that earns what the forecast says it will find."""
-    runs = 3 if quick else 200
-    alike = Simulated(runs=runs, seed=SEED, quick=quick)
-    found = Simulated(runs=runs, seed=SEED + 1, quick=quick)
     rows = []
-    for arms in (2,) if quick else (2, 3):
+    for arms, runs in ((2, 3),) if quick else ((2, 200), (3, 100)):
+        alike = Simulated(runs=runs, seed=SEED, quick=quick)
+        found = Simulated(runs=runs, seed=SEED + 1, quick=quick)
         state = rolling_out(BanditRules(), arms=arms, orders=0.6)
         told = forecast(Bandit(), "bandit", state).expected[1]
         assert told.effect is not None
