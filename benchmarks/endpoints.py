@@ -16,6 +16,7 @@ import numpy as np
 from keepwell.core.clock import DAY, Time
 from keepwell.core.records.traffic import BUCKETS, Arm, TrafficPlan
 from keepwell.serving.desk.assign import buckets_of, in_turns, laid_out
+from keepwell.serving.rollouts.driver import content_said
 from keepwell.serving.rollouts.history import Known, known_of
 from keepwell.serving.rollouts.observations import ERROR, FALLBACK, OK, Observations
 from keepwell.serving.rollouts.plans import next_plan
@@ -191,7 +192,7 @@ def steer(
     plans = {1: plan}
     done = 0
     for now in looks:
-        plan = _next(plan, answer)
+        plan = next_plan(plan, "e", reason="", actor="", now=0, **content_said(answer))
         plans[plan.revision] = plan
         upto = int(np.searchsorted(traffic.time, now, side="right"))
         log.add(traffic, slice(done, upto), plan)
@@ -207,23 +208,6 @@ def steer(
         winner=answer.winner,
         days=(now - START) / DAY,
         rows=done,
-    )
-
-
-def _next(plan: TrafficPlan, answer: Answer) -> TrafficPlan:
-    return next_plan(
-        plan,
-        "e",
-        reason="",
-        actor="",
-        now=0,
-        arms=answer.arms,
-        mirrors=answer.mirrors,
-        cohorts=answer.cohorts,
-        policy=answer.policy,
-        period=answer.period,
-        gap=answer.gap,
-        gap_seconds=answer.gap_seconds,
     )
 
 

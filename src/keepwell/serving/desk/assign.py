@@ -129,6 +129,7 @@ def drawn_by(
 
 
 def laid_out(arms: Sequence[Arm]) -> tuple[npt.NDArray[np.uint64], Places]:
+    """Give the buckets at which the arms' parts end, and the arm of each part."""
     # All arms but the first are laid out from bucket 0 upwards and the first (the champion) has the rest, so
     # while the second arm grows, the units it has keep it and it only gains more.
     edges = np.cumsum([arm.weight for arm in arms[1:]], dtype=np.uint64)
