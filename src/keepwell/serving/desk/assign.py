@@ -87,7 +87,7 @@ def _inside(hashes: npt.NDArray[np.uint64], weight: int) -> npt.NDArray[np.bool_
 
 def assigned(names: Sequence[str], arms: Sequence[Arm], salt: str) -> Places:
     """Give the places of the arms that weights alone assign to units, shape (n,)."""
-    edges, laid = _laid_out(arms)
+    edges, laid = laid_out(arms)
     return laid[edges.searchsorted(buckets_of(names, _key(salt)), side="right")]
 
 
@@ -109,7 +109,7 @@ def in_turns(
         names = list(dict.fromkeys(whose))
         known = {name: k for k, name in enumerate(names)}
         place = np.array([known[name] for name in whose], dtype=np.intp)
-    edges, laid = _laid_out(arms)
+    edges, laid = laid_out(arms)
     buckets = buckets_of(names, _key(salt, b"period"))
     drawn: Places = laid[edges.searchsorted(buckets, side="right")][place]
     return drawn
@@ -128,7 +128,8 @@ def drawn_by(
     return _drawn(chances, _uniform(names, _key(salt, b"draw")))
 
 
-def _laid_out(arms: Sequence[Arm]) -> tuple[npt.NDArray[np.uint64], Places]:
+def laid_out(arms: Sequence[Arm]) -> tuple[npt.NDArray[np.uint64], Places]:
+    """Give the buckets at which the arms' parts end, and the arm of each part."""
     # All arms but the first are laid out from bucket 0 upwards and the first (the champion) has the rest, so
     # while the second arm grows, the units it has keep it and it only gains more.
     edges = np.cumsum([arm.weight for arm in arms[1:]], dtype=np.uint64)
@@ -180,7 +181,7 @@ class Assignment:
         self._to = np.array([names.index(cohort.arm) for cohort in self.cohorts], dtype=np.intp)
         self.headers = frozenset(c.header.encode() for c in self.cohorts if c.header)
         """Names of the request headers that it looks at."""
-        self._edges, self._laid = _laid_out(arms)
+        self._edges, self._laid = laid_out(arms)
         self._whole = next((k for k, arm in enumerate(arms) if arm.weight == BUCKETS), -1)
         self._key = _key(edition.salt)
         self._draw_key = _key(edition.salt, b"draw")

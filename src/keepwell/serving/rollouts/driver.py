@@ -151,7 +151,7 @@ class RolloutDriver:
                 reason=f"{rollout.strategy}: {_labels(version, others)}",
                 actor=actor,
                 now=rollout.started,
-                **_content(answer),
+                **content_said(answer),
             )
             rollout = msgspec.structs.replace(
                 rollout,
@@ -205,7 +205,7 @@ class RolloutDriver:
             reason=f"{rollout.strategy}: {_labels(version, others)}",
             actor="",
             now=rollout.started,
-            **_content(answer),
+            **content_said(answer),
         )
         return Preview(before=before, after=after, forecast=rollout.forecast)
 
@@ -276,7 +276,7 @@ class RolloutDriver:
                 reason=f"{rollout.strategy}: {answer.verdict}: {answer.reason}"[:500],
                 actor="worker",
                 now=now,
-                **_content(answer),
+                **content_said(answer),
             )
             moved = before is None or before.revision != written.revision
             carried = rollout.memory | answer.memory
@@ -365,7 +365,7 @@ class RolloutDriver:
                 ],
                 actor="worker",
                 now=now,
-                **_content(answer),
+                **content_said(answer),
             )
             following = msgspec.structs.replace(
                 following,
@@ -528,7 +528,7 @@ class RolloutDriver:
                 reason=answer.reason,
                 actor=actor,
                 now=self._clock.now(),
-                **_content(answer),
+                **content_said(answer),
             )
             return self._conclude(transaction, found, answer, plan=written)
 
@@ -626,7 +626,8 @@ def _labels(version: ModelVersion, others: Sequence[ModelVersion]) -> str:
     return ", ".join(each.label() for each in (version, *others))
 
 
-def _content(answer: Answer) -> Content:
+def content_said(answer: Answer) -> Content:
+    """Give what a strategy's answer says to the next plan."""
     return Content(
         arms=answer.arms,
         mirrors=answer.mirrors,

@@ -58,20 +58,24 @@ def errors_by_plan(seen: Observations, champion: str, challenger: str) -> list[E
     It is the share that came, not the plan's: units stay with their arm, and few busy ones can make a twentieth of the
     units a twelfth of the requests, whose errors would then look like too many.
     """
+    drawn = ~seen.mirror & ~seen.placed
+    mine, other = drawn & seen.of(challenger), drawn & seen.of(champion)
+    failed = (seen.status == ERROR) | (seen.status == FALLBACK)
     found = []
-    drawn = seen.pick(~seen.mirror & ~seen.placed)
-    for plan in np.unique(drawn.plan).tolist():
-        mine, other = health(drawn, challenger, plan=plan), health(drawn, champion, plan=plan)
-        if not (mine.requests and other.requests):
+    for plan in np.unique(seen.plan[mine]).tolist():
+        here = seen.plan == plan
+        ours, theirs = mine & here, other & here
+        requests, beside = int(ours.sum()), int(theirs.sum())
+        if not beside:
             continue
         found.append(
             Errors(
                 plan,
-                mine.requests / (mine.requests + other.requests),
-                mine.requests,
-                mine.errors,
-                other.requests,
-                other.errors,
+                requests / (requests + beside),
+                requests,
+                int((ours & failed).sum()),
+                beside,
+                int((theirs & failed).sum()),
             )
         )
     return found

@@ -134,7 +134,7 @@ class Canary:
             rules.guardrails,
             state,
             # A step by itself: over several, the hours of the day would not weigh alike in both arms.
-            seen.pick(seen.plan == state.plan),
+            seen.pick(seen.plan == state.plan) if rules.guardrails else seen,
             tuned_for=rules.min_rows,
             parts=len(rules.steps),
         )
