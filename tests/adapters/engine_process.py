@@ -56,7 +56,7 @@ def main(folder: Path, url: str, die_in: str, lease: float, seconds: float) -> N
     while time.monotonic() < deadline and not engine.lost and not engine.idle():
         time.sleep(0.01)
     note("lost" if engine.lost else "idle" if engine.idle() else "late")
-    engine.stop(within=5.0)
+    engine.stop(within=60.0)
     store.close()
 
 

@@ -528,13 +528,20 @@ def soak(folder: Path, *, seconds: float, share: float, say: Say) -> dict[str, A
             rate = (load.answered - before) / spent
             busy = (processor_of(worker) - used) / spent
         same = gateway.pool.pids() == [worker] and gateway.pool.tend() == 0
-        time.sleep(0.2)
-        logged, torn, cursor = 0, 0, dict[str, int]()
-        reader = SegmentLog(gateway.log)
-        while (batch := reader.read(cursor, limit=50_000)).predictions:
+        logged, mirrored, cursor = 0, 0, dict[str, int]()
+        reader, quiet = SegmentLog(gateway.log), time.monotonic()
+        # Mirrors answer behind the callers; a frame that is being written is no torn one.
+        while (batch := reader.read(cursor, limit=50_000)).predictions or (
+            mirrored < logged and time.monotonic() < quiet + 2.0
+        ):
+            if batch.predictions:
+                quiet = time.monotonic()
+            else:
+                time.sleep(0.05)
+            mirrored += sum(p.mirror for p in batch.predictions)
             logged += sum(not p.mirror for p in batch.predictions)
-            torn += len(batch.torn)
             cursor = dict(batch.cursor)
+        torn = len(batch.torn)
         third = len(samples) // 3
         early = sorted(mb for _, mb, _ in samples[third // 2 : third + 1])
         late = sorted(mb for _, mb, _ in samples[-third:])

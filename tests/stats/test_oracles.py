@@ -78,7 +78,7 @@ def said() -> dict[str, Any]:
         input=json.dumps(questions),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

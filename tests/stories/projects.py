@@ -164,7 +164,7 @@ def state_of(folder):
     return open_state(folder)
 
 
-def wait_until(look, *, seconds=180):
+def wait_until(look, *, seconds=300):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = look()

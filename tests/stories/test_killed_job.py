@@ -63,7 +63,7 @@ def test_a_kill_of_each_process_at_moments_of_the_whole_job_changes_nothing_of_i
     try:
         while demo.poll() is None:
             # Each process is killed once, at moments that progress spreads over the job.
-            wait_until(lambda: progress(state) >= done + 4 or demo.poll() is not None)  # noqa: B023
+            wait_until(lambda: progress(state) >= done + 4 or demo.poll() is not None, seconds=450)  # noqa: B023
             done = progress(state)
             running = processes_of(folder)
             alive = {"demo", *running}

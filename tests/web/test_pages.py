@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 from tests.stories.projects import Up, state_of
 
 pytestmark = [
@@ -11,6 +11,8 @@ pytestmark = [
     pytest.mark.timeout(500),
 ]  # fmt: skip
 
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -45,6 +47,7 @@ def browser():
 @pytest.fixture
 def page(browser, up):
     opened = browser.new_page(viewport={"width": 1200, "height": 900}, base_url=up.dashboard)
+    opened.set_default_timeout(PATIENCE_MS)
     troubles = []
     opened.on("console", lambda m: troubles.append(m.text) if m.type == "error" else None)
     opened.on("pageerror", lambda e: troubles.append(str(e)))
@@ -68,10 +71,11 @@ def test_the_overview_shows_health_versions_and_money(page):
 def test_a_release_shows_its_seven_steps_and_opens_its_signed_evidence(page):
     page.goto("/")
     page.locator("tr", has_text="boosting").locator('a[href^="/releases/"]').last.click()
-    assert page.locator("section.card").count() == 7
-    assert "passed" in page.locator("h1").inner_text()
+    # A click does not wait for the page that it leads to.
+    expect(page.locator("section.card")).to_have_count(7)
+    expect(page.locator("h1")).to_contain_text("passed")
     page.locator('a[href^="/evidence/"]').first.click()
-    assert "the signature holds" in page.locator("main").inner_text()
+    expect(page.locator("main")).to_contain_text("the signature holds")
 
 
 def test_the_endpoint_shows_what_served_when(page):
@@ -93,7 +97,7 @@ def test_monitors_and_ledger_draw_their_series(page):
 def test_the_audit_trail_verifies_on_demand(page):
     page.goto("/audit")
     page.get_by_role("link", name="Verify the chain").click()
-    assert page.get_by_text("Unbroken.").is_visible()
+    expect(page.get_by_text("Unbroken.")).to_be_visible()
 
 
 def test_alerts_show_the_drill_that_was_delivered(page):
@@ -126,6 +130,7 @@ def test_links_can_be_reached_by_keyboard(page):
 
 def test_what_does_not_exist_is_said_as_a_page(page, browser, up):
     opened = browser.new_page(base_url=up.dashboard)
+    opened.set_default_timeout(PATIENCE_MS)
     answer = opened.goto("/releases/nothing")
     assert answer is not None
     assert answer.status == 404
