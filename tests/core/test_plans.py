@@ -65,6 +65,7 @@ GOOD = [
     plan(BLUE, GREEN, fallback="green"),
     plan(arm("blue", 6_000), arm("green", 4_000), period=Period(seconds=60, field="carrier")),
     plan(BLUE, GREEN, policy=policy()),
+    plan(BLUE, GREEN, policy=policy(missing=struct.pack("<d", 0.5))),
 ]
 WRONG = [
     (plan(arm("blue", 9_000)), "add up to 9,000", "Part all buckets"),
@@ -100,6 +101,8 @@ WRONG = [
     (plan(BLUE, GREEN, policy=policy(fields=("delay", "delay"))), "is there twice", "once"),
     (plan(BLUE, GREEN, policy=policy(intercept=True)), "theta has 16 bytes", "Pack it"),
     (plan(BLUE, GREEN, policy=policy(theta=struct.pack("<2d", 0, float("nan")))), "not finite", ""),
+    (plan(BLUE, GREEN, policy=policy(missing=b"12")), "missing has 2 bytes", "Pack it"),
+    (plan(BLUE, GREEN, policy=policy(missing=struct.pack("<d", float("nan")))), "not finite", ""),
     (plan(BLUE, GREEN, policy=policy(floor=1.5)), "floor is 1.5", "0 to 1"),
     (plan(BLUE, GREEN, period=Period(seconds=59)), "it takes 59 s", "60 s or more"),
     (

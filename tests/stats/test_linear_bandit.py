@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import timeit
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -86,6 +87,21 @@ def test_rows_that_tell_nothing_get_equal_chances() -> None:
     for kind in ("linucb", "lints"):
         rows = np.array([[0.0] * 20, [np.nan] * 20])
         np.testing.assert_allclose(state.policy(kind).probabilities(rows), 1 / 3)
+
+
+@pytest.mark.parametrize("kind", ["linucb", "lints"])
+def test_a_row_with_gaps_is_drawn_like_the_row_that_stands_for_it(kind) -> None:
+    state, rng = _learned()
+    plain = state.policy(kind)
+    stands = rng.normal(size=20)
+    policy = replace(plain, missing=stands)
+    x = rng.normal(size=(50, 20))
+    np.testing.assert_array_equal(policy.probabilities(x), plain.probabilities(x))
+    gaps = rng.random(x.shape) < 0.4
+    filled = np.where(gaps, stands, x)
+    np.testing.assert_array_equal(
+        policy.probabilities(np.where(gaps, np.nan, x)), plain.probabilities(filled)
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -175,6 +191,8 @@ def test_a_worker_that_imports_it_loads_no_scipy() -> None:
         ({"theta": np.zeros((1, 2))}, "theta must have shape"),
         ({"factor": np.zeros((2, 2))}, "factor must have shape"),
         ({"theta": np.full((2, 2), np.nan)}, "must be finite"),
+        ({"missing": np.zeros(3)}, "missing must be 2 finite numbers"),
+        ({"missing": np.full(2, np.nan)}, "missing must be 2 finite numbers"),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused(change, words) -> None:

@@ -187,7 +187,7 @@ class Callers:
 
     def wait_for_worker(self):
         now = self._state.clock.now()
-        wait_until(lambda: self._pulse.last() >= now, seconds=30)
+        wait_until(lambda: self._pulse.last() >= now)
 
     def ask(self, **headers):
         """Ask once on a connection of its own; gives the status, the version and the plan that answered."""

@@ -233,6 +233,7 @@ def _policy(plan: TrafficPlan, fields: dict[str, str] | None) -> _Problems:
     for name, packed, count in (
         ("theta", policy.theta, k * d),
         ("factor", policy.factor, k * d * d),
+        ("missing", policy.missing, d if policy.missing else 0),
     ):
         if len(packed) != 8 * count:
             yield (

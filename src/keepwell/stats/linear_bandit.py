@@ -38,7 +38,8 @@ class LinearPolicy:
     theta: shape (K, d), K >= 2. factor: shape (K, d, d), `factor' factor` being the inverse of A.
     alpha: width of exploration in the unit of the reward, >= 0 (about the rewards' standard
     deviation). floor: in [0, 1]. seed: of the draws; take another for each new policy (such as the
-    plan's revision), or one unlucky draw stays.
+    plan's revision), or one unlucky draw stays. missing: shape (d,), what stands for a value that
+    is missing, such as the mean of what was learned from; none: such a row gets equal chances.
     Raises ValueError for parameters outside these domains.
     Source: Li, Chu, Langford and Schapire 2010 (1003.0146) for linucb; Agrawal and Goyal 2013
     (1209.3352) for lints.
@@ -55,6 +56,7 @@ class LinearPolicy:
     floor: float
     seed: int
     draws: int = DRAWS
+    missing: _arrays.FloatArray | None = None
 
     def __post_init__(self) -> None:
         """Refuse parameters outside their domain."""
@@ -78,12 +80,23 @@ class LinearPolicy:
         if not (np.isfinite(self.theta).all() and np.isfinite(self.factor).all()):
             message = "theta and factor must be finite, received NaN or infinite values"
             raise ValueError(message)
+        if self.missing is not None:
+            stands = np.asarray(self.missing, dtype=np.float64)
+            object.__setattr__(self, "missing", stands)
+            if stands.shape != (features,) or not np.isfinite(stands).all():
+                message = f"missing must be {features} finite numbers, received {stands}"
+                raise ValueError(message)
+
+    def filled(self, x: npt.ArrayLike) -> _arrays.FloatArray:
+        """Give rows with what stands for their missing values, shape (n, d)."""
+        rows = np.asarray(x, dtype=np.float64)
+        return rows if self.missing is None else np.where(np.isnan(rows), self.missing, rows)
 
     def probabilities(self, x: npt.ArrayLike) -> _arrays.FloatArray:
         """Give each row's probabilities of the arms, shape (n, K); rows sum to 1.
 
-        x: shape (n, d), no missing values. A row with NaN gets equal probabilities: a request must
-        be answered, and equal ones are true ones.
+        x: shape (n, d). A row with NaN where nothing stands for it gets equal probabilities: a
+        request must be answered, and equal ones are true ones.
         Raises ValueError for another shape.
         """
         rows = np.asarray(x, dtype=np.float64)
@@ -91,6 +104,7 @@ class LinearPolicy:
         if rows.ndim != 2 or rows.shape[1] != features:
             message = f"x must have shape (n, {features}), received {rows.shape}"
             raise ValueError(message)
+        rows = self.filled(rows)
         # Arms come first: comparing K long stretches is far quicker than n * draws reductions of K.
         if self.kind == "lints":
             scores = (self._drawn @ rows.T).reshape(arms, self.draws, len(rows))

@@ -31,7 +31,9 @@ def drawn(plan, at, identity, unit, features):
         )
         return arm, chance * (1 - share)
     if plan.policy is not None:
-        chances = unpack_policy(plan.policy).probabilities([[*features, 1.0]])[0]
+        chances = unpack_policy(plan.policy).probabilities(
+            np.array([[*features, 1.0]], dtype=np.float64)
+        )[0]
         place = 0 if draw_of(identity, plan.salt) < chances[0] else 1
         name = plan.policy.arms[place]
         return next(arm for arm in plan.arms if arm.name == name), float(chances[place])
@@ -60,6 +62,8 @@ class Live:
         self.rng = np.random.default_rng(7)
         self.number = 0
         self.units = 5000
+        self.gaps = 0
+        """Of each ten requests so many miss their feature."""
         self.driver = self.made_driver()
         with self.store.transaction(actor="ana") as transaction:
             transaction.add(
@@ -111,7 +115,7 @@ class Live:
                 continue
             truth = float(self.rng.random() < 0.3)
             noise = self.rng.normal(0, 0.1)
-            features = (float(self.number % 7),)
+            features = (None if self.number % 10 < self.gaps else float(self.number % 7),)
             chosen, chance = drawn(plan, at, identity, unit, features)
             cohort = next((c for c in plan.cohorts if header and header in c.values), None)
             if cohort is not None:

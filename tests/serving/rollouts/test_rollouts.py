@@ -383,6 +383,24 @@ def test_a_bandit_moves_traffic_to_the_better_arm_and_judges_at_its_end(live, al
     assert live.driver.replay("r").assignments > 1_000  # a policy's draws among them
 
 
+@pytest.mark.parametrize("algorithm", ["linucb", "lints"])
+def test_a_contextual_bandit_moves_traffic_though_most_requests_miss_a_value(live, algorithm):
+    live.gaps = 8
+    live.bias[1] = 0.5
+    live.start("bandit", rules={"algorithm": algorithm, "horizon_days": 3, "every_seconds": 3600})
+    live.run(requests=240)
+    assert ended(live) == ("promoted", {2: 10_000})
+    drawn = [
+        p.version
+        for p in live.log.read({}).predictions
+        if live.store.get(TrafficPlan, "buys", p.plan).policy is not None
+    ]
+    assert len(drawn) > 2_000
+    assert drawn.count(2) > 0.9 * len(drawn)  # the floor of 0.1 leaves a half of it to either
+    assert live.last_look.measured["left out"] == 0
+    assert live.driver.replay("r").same
+
+
 def test_a_bandit_keeps_the_champion_that_earns_more(live):
     live.bias[2] = 0.5
     live.start("bandit", rules={"horizon_days": 3, "every_seconds": 3600})

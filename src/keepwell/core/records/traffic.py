@@ -93,6 +93,8 @@ class LinearPolicyState(Value, frozen=True, kw_only=True):
     seed: int = 0
     draws: int = 128
     """Posterior draws of ``lints``."""
+    missing: bytes = b""
+    """d numbers that stand for missing values; empty: a row that misses one is drawn evenly."""
 
 
 class Period(Value, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ def pack_policy(
         floor=float(policy.floor),
         seed=int(policy.seed),
         draws=int(policy.draws),
+        missing=b"" if policy.missing is None else policy.missing.astype("<f8").tobytes(),
     )
 
 
@@ -44,6 +45,7 @@ def unpack_policy(state: LinearPolicyState) -> LinearPolicy:
             floor=state.floor,
             seed=state.seed,
             draws=state.draws,
+            missing=np.frombuffer(state.missing, dtype="<f8") if state.missing else None,
         )
     except ValueError as error:
         raise InvalidInput(f"The plan's policy cannot be read: {error}.") from error

@@ -251,11 +251,14 @@ class Bandit:
     def _policy(
         rules: BanditRules, names: tuple[str, ...], known: Rewards, learned: int, *, seed: int
     ) -> LinearPolicy:
-        """Learn from the first ``learned`` rewards, on scaled features, and give the policy for plain ones."""
+        """Learn from the first ``learned`` rewards, on scaled features, and give the policy for plain ones.
+
+        A missing value counts as the mean of those that are there: few requests miss none of many.
+        """
         x, arm, reward = known.features[:learned], known.arm[:learned], known.reward[:learned]
-        whole = ~np.isnan(x).any(axis=1)
-        x, arm, reward = x[whole], arm[whole], reward[whole]
-        centre = x.mean(axis=0) if len(x) else np.zeros(x.shape[1])
+        there = ~np.isnan(x)
+        centre = x.sum(axis=0, where=there) / np.maximum(there.sum(axis=0), 1)
+        x = np.where(there, x, centre)
         scale = x.std(axis=0) if len(x) else np.ones(x.shape[1])
         scale = np.where(scale > 0, scale, 1.0)
         d = x.shape[1] + 1
@@ -280,6 +283,7 @@ class Bandit:
             floor=policy.floor,
             seed=policy.seed,
             draws=policy.draws,
+            missing=np.append(centre, 1.0),
         )
 
     def _ended(
@@ -395,4 +399,4 @@ def _said_by(
     if plan.policy.intercept:
         seen = np.column_stack([seen, np.ones(n)])
     order = [plan.policy.arms.index(name) for name in names]
-    return policy.probabilities(seen)[:, order], (seen @ policy.theta.T)[:, order]
+    return policy.probabilities(seen)[:, order], (policy.filled(seen) @ policy.theta.T)[:, order]
