@@ -1,10 +1,14 @@
 """The charts of a rollout's page say what the looks have measured, and who answered."""
 
+import re
+from itertools import pairwise
+
 import msgspec
 
 from keepwell.app.web.rollout import (
     disagreement_of,
     drawn_otherwise,
+    effects_of,
     evidence_of,
     facts_of,
     shares_of,
@@ -81,7 +85,8 @@ def test_an_estimate_is_drawn_before_it_has_bounds_and_nothing_before_there_is_o
     ]
     ((_, chart),) = evidence_of(looks, ["ab"])
     assert chart.count("<circle") == 2
-    assert "band" not in chart
+    assert "polygon" not in chart
+    assert chart.count("band") == 1  # a bar at the one that has bounds
     said = [dict(facts_of(each))["gain"] for each in looks]
     assert said == [
         "challenger: nothing yet", "challenger: 0.4 (no bounds yet)", "challenger: 0.5 (0.1 to 0.9)"
@@ -105,11 +110,41 @@ def test_where_a_shadow_disagrees_is_told_by_slice_and_by_decision():
     assert disagreement_of(look(1, pairs=3, worst_slices=[], examples=[])) is None
 
 
+def test_what_each_factor_adds_is_told_with_its_interval():
+    effect = {
+        "factors": ["model", "cut"],
+        "levels": ["b", "0.4"],
+        "effect": 1.25,
+        "low": -1.0,
+        "high": 3.5,
+    }
+    told = effects_of(look(1, effects=[effect | {"p_value": 0.031}]))
+    assert told == [("model = b and cut = 0.4", "+1.25 (-1 to 3.5)", "0.031")]
+    assert (
+        effects_of(look(1, effects={"challenger": {"mean": 1.0}})) == []
+    )  # a bandit's, drawn above
+
+
+def test_names_of_many_arms_stand_beside_one_another_and_beside_the_time():
+    arms = tuple(
+        Arm(name=name, model="m", version=10 + k, artefact="sha256:0", weight=2_000)
+        for k, name in enumerate(("champion", *(f"challenger-{n}" for n in range(4))))
+    )
+    drawn = str(shares_of([look(1, arms=arms)], 5 * HOUR))
+    places = re.findall(r'<text class="when" x="(\d+)" y="(\d+)">([^<]+)<', drawn)
+    assert [name for _, _, name in places] == [f"{arm.name} v{arm.version}" for arm in arms]
+    for (x, y, name), (after, line, _) in pairwise(places):
+        assert line > y or int(after) >= int(x) + 6 * len(name)
+    assert all(int(x) + 6 * len(name) < 505 for x, y, name in places if y == places[0][1])
+    assert f'viewBox="0 0 720 {180 + int(places[-1][1]) - int(places[0][1])}"' in drawn
+
+
 def test_rules_are_spelled_as_they_are_declared():
     guard = {"metric": "latency_ms_p99", "margin": 2000.0, "then": "roll back", "worse": ""}
     assert spell_rule([guard, guard | {"metric": "brier"}]) == (
         "latency_ms_p99: margin 2000, then roll back; brier: margin 2000, then roll back"
     )
+    assert spell_rule({"2": {"shift": "0"}, "4": {"shift": "2"}}) == "2: shift 0; 4: shift 2"
     assert [spell_rule(v) for v in ([], [0.1, 1.0], False, 28.0, "mean")] == [
         "none", "0.1, 1", "false", "28", "mean"
     ]  # fmt: skip

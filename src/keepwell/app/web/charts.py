@@ -11,6 +11,8 @@ from markupsafe import Markup, escape
 from keepwell.core.clock import DAY, Time, iso
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 180, 56, 22, 10
+LETTER, LINE = 6.6, 16
+"""About how wide a letter of a name is, and how high a line of them."""
 
 _GRID = Markup(
     '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
@@ -75,6 +77,12 @@ def line_chart(
         upper = " ".join(f"{x(p.at):.1f},{y(p.high or 0):.1f}" for p in banded)
         lower = " ".join(f"{x(p.at):.1f},{y(p.low or 0):.1f}" for p in reversed(banded))
         out.append(Markup('<polygon class="band" points="{} {}"/>').format(upper, lower))
+    for p in banded if len(banded) == 1 else ():
+        out.append(
+            Markup('<rect class="band" x="{:.1f}" y="{:.1f}" width="8" height="{:.1f}"/>').format(
+                x(p.at) - 4, y(p.high or 0), y(p.low or 0) - y(p.high or 0)
+            )
+        )
     for value in (bottom + pad, (bottom + top) / 2, top - pad):
         out.append(
             _GRID.format(LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, _short(value))
@@ -144,11 +152,7 @@ def share_chart(
     def y(share: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
 
-    out: list[Any] = [
-        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            WIDTH, HEIGHT, label
-        )
-    ]
+    out: list[Any] = []
     ends = [at for at, _ in moments[1:]] + [last]
     for (begin, shares), end in zip(moments, ends, strict=True):
         low = 0.0
@@ -177,27 +181,35 @@ def share_chart(
                 LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, f"{value:.0%}"
             )
         )
+    # The time stands at the right of the first line: what is left of it is for names, and more go below.
+    left, line, room = float(LEFT), 0, WIDTH - 8 - 210
     for place, name in enumerate(names):
+        wide = 24 + LETTER * len(name)
+        if left + wide > room and left > LEFT:
+            left, line, room = float(LEFT), line + 1, WIDTH - 8
         out.append(
             Markup(
-                '<rect class="share share-{}" x="{}" y="{}" width="9" height="9"/>'
-                '<text class="when" x="{}" y="{}">{}</text>'
+                '<rect class="share share-{}" x="{:.0f}" y="{}" width="9" height="9"/>'
+                '<text class="when" x="{:.0f}" y="{}">{}</text>'
             ).format(
                 place % 6,
-                LEFT + 100 * place,
-                HEIGHT - 14,
-                LEFT + 100 * place + 13,
-                HEIGHT - 6,
+                left,
+                HEIGHT - 14 + LINE * line,
+                left + 13,
+                HEIGHT - 6 + LINE * line,
                 name,
             )
         )
+        left += wide
     out.append(
         Markup('<text class="when end" x="{}" y="{}">{} to {}</text>').format(
             WIDTH - 8, HEIGHT - 6, iso(first)[:16], iso(last)[:16]
         )
     )
-    out.append(Markup("</svg>"))
-    return Markup("").join(escape(part) for part in out)
+    frame = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+        WIDTH, HEIGHT + LINE * line, label
+    )
+    return Markup("").join(escape(part) for part in (frame, *out, Markup("</svg>")))
 
 
 def _short(value: float) -> str:

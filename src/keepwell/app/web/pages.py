@@ -23,6 +23,7 @@ from keepwell.app.web.rollout import (
     POLICIES,
     disagreement_of,
     drawn_otherwise,
+    effects_of,
     evidence_of,
     facts_of,
     shares_of,
@@ -241,6 +242,7 @@ class Pages:
             shown=LOOKS,
             facts=facts_of(looks[-1]) if looks else [],
             apart=disagreement_of(looks[-1]) if looks else None,
+            effects=effects_of(looks[-1]) if looks else [],
             spell_rule=spell_rule,
         )
 

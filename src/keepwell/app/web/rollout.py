@@ -154,6 +154,24 @@ def disagreement_of(look: Look) -> Disagreement | None:
     )
 
 
+def effects_of(look: Look) -> list[tuple[str, str, str]]:
+    """List what each factor's level adds, and pairs beyond that: name, effect with its interval, adjusted p-value."""
+    given = look.measured.get("effects")
+    if not isinstance(given, list):
+        return []
+    return [
+        (
+            " and ".join(
+                f"{factor} = {level}"
+                for factor, level in zip(each["factors"], each["levels"], strict=True)
+            ),
+            f"{each['effect']:+.4g} ({each['low']:.4g} to {each['high']:.4g})",
+            f"{each['p_value']:.2g}",
+        )
+        for each in given
+    ]
+
+
 def spell_rule(value: Any) -> str:
     """Write the value of a rule as it is declared.
 
@@ -163,6 +181,8 @@ def spell_rule(value: Any) -> str:
     if isinstance(value, dict):
         named = dict(value)
         metric = named.pop("metric", "")
+        if any(isinstance(each, dict) for each in named.values()):
+            return "; ".join(f"{name}: {spell_rule(each)}" for name, each in named.items())
         said = ", ".join(f"{name} {spell_rule(v)}" for name, v in named.items() if v != "")
         return f"{metric}: {said}" if metric else said
     if isinstance(value, list | tuple):

@@ -256,7 +256,8 @@ class Switchback:
             alpha=rules.alpha / len(state.challengers),
             tuned_for=max(rules.tuned_for, 2.0),
         )
-        facts = {"mean": found.estimate, "low": finite(found.lower), "high": finite(found.upper)}
+        mean = found.estimate if found.blocks else None
+        facts = {"mean": mean, "low": finite(found.lower), "high": finite(found.upper)}
         bounds = spell_bounds(found.lower, found.upper)
         said = f"{name}: gain per decision {found.estimate:+.4g} ({bounds}) over {found.blocks:,} turns"
         return said if found.blocks else f"{name}: no turn is judged yet", facts
