@@ -75,7 +75,7 @@ def migrated(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def tell(folder):
     flights(folder, replay_until="2013-05-01")
-    keepwell("demo", ".", "--exit", "--summary", "summary.json", folder=folder, timeout=400)
+    keepwell("demo", ".", "--exit", "--summary", "summary.json", folder=folder, timeout=480)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import time
 import msgspec
 import pytest
 
+from keepwell.adapters.alerts import webhook
 from keepwell.adapters.alerts.webhook import ATTEMPTS, Webhook
 from keepwell.core.errors import InvalidInput, Unavailable
 from keepwell.core.records.watching import Alert
@@ -52,6 +53,11 @@ class Receiver:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _tries_again_soon(monkeypatch):
+    monkeypatch.setattr(webhook, "PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture

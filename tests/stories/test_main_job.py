@@ -98,7 +98,7 @@ def test_one_changed_letter_of_an_audit_row_or_of_a_record_is_found(copy_of_told
 
 def test_the_demo_run_again_on_its_finished_state_comes_to_the_same_end(copy_of_told):
     before = json.loads((copy_of_told / "summary.json").read_text())
-    keepwell("demo", ".", "--exit", "--summary", "again.json", folder=copy_of_told, timeout=200)
+    keepwell("demo", ".", "--exit", "--summary", "again.json", folder=copy_of_told, timeout=400)
     again = json.loads((copy_of_told / "again.json").read_text())
     del before["seconds"], again["seconds"]
     assert again == before
