@@ -57,7 +57,7 @@ def line_chart(
     values += [reference] if reference is not None else []
     first, last = min(times), max(*times, min(times) + 1)
     bottom, top = min(values), max(values)
-    shown = 10 if last - first > 7 * DAY else 16  # days, or minutes
+    shown = _digits(last - first)
     pad = (top - bottom) * 0.08 or abs(top) * 0.1 or 1.0
     bottom, top = bottom - pad, top + pad
 
@@ -136,6 +136,11 @@ def line_chart(
     return Markup("").join(escape(part) for part in out)
 
 
+def _digits(span: Time) -> int:
+    """How much of a moment is written: its day, its minute, or its second."""
+    return 10 if span > 7 * DAY else 16 if span > DAY // 24 else 19
+
+
 def share_chart(
     moments: Sequence[tuple[Time, Mapping[str, float]]], *, label: str, until: Time
 ) -> Markup:
@@ -145,6 +150,7 @@ def share_chart(
     first = moments[0][0]
     last = max(until, first + 1)
     names = list(dict.fromkeys(name for _, shares in moments for name in shares))
+    shown = _digits(last - first)
 
     def x(at: Time) -> float:
         return LEFT + (WIDTH - LEFT - 8) * (min(max(at, first), last) - first) / (last - first)
@@ -171,7 +177,7 @@ def share_chart(
                         y(low) - y(low + share),
                         name,
                         share,
-                        iso(begin)[:16],
+                        iso(begin)[:shown],
                     )
                 )
             low += share
@@ -182,7 +188,7 @@ def share_chart(
             )
         )
     # The time stands at the right of the first line: what is left of it is for names, and more go below.
-    left, line, room = float(LEFT), 0, WIDTH - 8 - 210
+    left, line, room = float(LEFT), 0, WIDTH - 8 - 250
     for place, name in enumerate(names):
         wide = 24 + LETTER * len(name)
         if left + wide > room and left > LEFT:
@@ -203,7 +209,7 @@ def share_chart(
         left += wide
     out.append(
         Markup('<text class="when end" x="{}" y="{}">{} to {}</text>').format(
-            WIDTH - 8, HEIGHT - 6, iso(first)[:16], iso(last)[:16]
+            WIDTH - 8, HEIGHT - 6, iso(first)[:shown], iso(last)[:shown]
         )
     )
     frame = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
