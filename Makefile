@@ -10,7 +10,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-mlflow setup-oracles browser prometheus test lint types imports unit search demo bench-tracking bench-serving bench-stats storm soak reference lock clean
+.PHONY: help setup setup-mlflow setup-oracles browser prometheus test lint types imports unit search kills demo bench-tracking bench-serving bench-stats storm soak reference lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -69,6 +69,9 @@ unit: setup ## the tests
 
 search: setup ## the property tests on other examples each time; ARGS="--hypothesis-seed 7" repeats one
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m hypothesis --hypothesis-profile search $(ARGS)
+
+kills: setup ## the stories with the plug pulled after every step and on every second day; about half an hour
+	KEEPWELL_LONG=1 $(BIN)/python -m pytest -q tests/stories/test_second_project.py tests/stories/test_strategies.py $(ARGS)
 
 demo: setup ## the whole way on real flights; ARGS="--exit --summary FILE"
 	@$(BIN)/keepwell demo examples/flights $(ARGS)

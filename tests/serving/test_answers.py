@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from tests.serving.gateways import PATIENCE, Gateway, request
 
+from keepwell.core.records.predictions import Prediction
 from keepwell.core.records.traffic import BUCKETS
 from keepwell.serving.desk.assign import bucket_of
 
@@ -141,6 +142,19 @@ def test_a_mirror_that_raises_harms_nobody_and_is_recorded(gateway: Gateway):
     assert len(shadows) == 5
     assert {(p.status, p.version, p.output) for p in shadows} == {("error", 3, None)}
     assert "negative rows" in shadows[0].error
+
+
+def test_a_row_on_which_a_mirror_raises_takes_none_with_it(gateway: Gateway):
+    rows = [ROW | {"x": x} for x in (1.0, -1.0, 2.0, -5.0)]
+    ids = [f"beside-{n}" for n in range(4)]
+    assert gateway.post({"rows": rows, "ids": ids}, endpoint="mirrored")[0] == 200
+    deadline = time.monotonic() + PATIENCE
+    shadows: dict[str, Prediction] = {}
+    while len(shadows) < 4 and time.monotonic() < deadline:
+        shadows = {p.id: p for p in gateway.records()[0] if p.mirror and p.id in ids}
+    assert [shadows[id].status for id in ids] == ["ok", "error", "ok", "error"]
+    assert [shadows[id].output for id in ids] == [2.0, None, 4.0, None]
+    assert "negative rows" in shadows["beside-3"].error
 
 
 def test_a_probe_of_a_mirror_is_answered_and_not_logged(gateway: Gateway):

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,14 +20,13 @@ import numpy.typing as npt
 
 from keepwell.core.errors import KeepwellError
 from keepwell.serving.desk.asks import Ask
-from keepwell.serving.desk.calls import Tick, ask_models, values_of
+from keepwell.serving.desk.calls import Steps, ask_mirror, ask_models, values_of
 from keepwell.serving.desk.codec import MAX_ROWS
 from keepwell.serving.desk.desk import Desk
 from keepwell.serving.desk.intake import Pace, refuse
 from keepwell.serving.desk.loading import Loaded, Serving
 from keepwell.serving.desk.mirrors import Seen, mirrored
 from keepwell.serving.desk.replies import reply_probe
-from keepwell.serving.desk.rounds import Round
 from keepwell.serving.log.batches import Batch
 
 MAX_LANE_BYTES = 32 * 1024 * 1024
@@ -35,6 +34,8 @@ MAX_LANE_BYTES = 32 * 1024 * 1024
 MAX_SHADOWS = 32
 """Batches that may wait for one endpoint's mirrors; more are not measured, and counted as dropped."""
 MAX_PROBES = 32
+
+_T = TypeVar("_T")
 
 Each = tuple[Any, ...]
 """As ``Work``: it begins with its ``Ask``."""
@@ -154,7 +155,7 @@ class Lane:
         if asks:
             try:
                 made = desk.prepare(serving, asks)
-                desk.conclude(made, await _computed(desk, made))
+                desk.conclude(made, await _computed(desk, serving, ask_models(made)))
             except KeepwellError as error:
                 _refused(work, 503, str(error))
             except Exception as error:  # noqa: BLE001
@@ -171,25 +172,24 @@ def _patience(loaded: Loaded) -> float:
 _BUSY = "The runtime of its model is busy."
 
 
-async def _computed(desk: Desk, made: Round) -> Tick:
-    """Make the model calls of a round, waiting for runtimes while the loop goes on."""
-    steps = ask_models(made)
+async def _computed(desk: Desk, serving: Serving, steps: Steps[_T]) -> _T:
+    """Make the model calls that are asked for, waiting for runtimes while the loop goes on."""
     try:
         loaded, part = next(steps)
         while True:
             try:
                 if loaded.beside:
-                    values = await called(desk, made.serving, loaded, part)
+                    values = await called(desk, serving, loaded, part)
                 else:
-                    values = desk.run(made.serving, loaded, part)
+                    values = desk.run(serving, loaded, part)
             except Exception as error:  # noqa: BLE001
                 # What the model raised, or that its runtime is not there.
                 loaded, part = steps.throw(error)
             else:
                 loaded, part = steps.send(values)
     except StopIteration as end:
-        tick: Tick = end.value
-        return tick
+        found: _T = end.value
+        return found
 
 
 async def called(
@@ -280,15 +280,11 @@ class Beside:
         self, lane: Lane, serving: Serving, loaded: Loaded, batch: Batch, seen: Seen
     ) -> None:
         began = time.perf_counter()
-        outcome: npt.NDArray[np.float64] | Exception
         try:
-            outcome = await called(self._out.desk, serving, loaded, seen.matrix)
-        except Exception as error:  # noqa: BLE001
-            # A challenger is the user's code too.
-            outcome = error
+            said = await _computed(self._out.desk, serving, ask_mirror(loaded, seen.matrix))
         finally:
             lane.shadows -= 1
-        self._out.desk.log_shadows([mirrored(serving, loaded, batch, seen, outcome, began)])
+        self._out.desk.log_shadows([mirrored(serving, loaded, batch, seen, said, began)])
         self._out.sync_later()
 
 

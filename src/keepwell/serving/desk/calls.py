@@ -6,7 +6,7 @@ A round asks for one call after the other (``Steps``). Whoever drives it compute
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -52,6 +52,34 @@ class Tick(msgspec.Struct):
         return self.chosen.tolist()  # type: ignore[no-any-return]
 
 
+class Said(msgspec.Struct, frozen=True):
+    """What a mirror gave for n rows."""
+
+    outputs: npt.NDArray[np.float64]
+    """Shape (n,) or (n, classes)."""
+    errors: dict[int, str]
+    """What was wrong, by row."""
+
+
+def driven(
+    steps: Steps[_T], run: Callable[[Loaded, npt.NDArray[Any]], npt.NDArray[np.float64]]
+) -> _T:
+    """Make the model calls that are asked for, here and now."""
+    try:
+        loaded, part = next(steps)
+        while True:
+            try:
+                values = run(loaded, part)
+            except Exception as error:  # noqa: BLE001
+                # The model is the user's code; whatever it raises must not end the worker.
+                loaded, part = steps.throw(error)
+            else:
+                loaded, part = steps.send(values)
+    except StopIteration as end:
+        found: _T = end.value
+        return found
+
+
 def ask_models(made: Round) -> Steps[Tick]:
     """Ask for one model call an arm; where it fails, see on whose rows, and let the fallback answer those."""
     serving, matrix, chosen, edges = made.serving, made.matrix, made.placed.arms, made.edges
@@ -82,6 +110,27 @@ def ask_models(made: Round) -> Steps[Tick]:
             if _finite(outputs):
                 return Tick(outputs, chosen, None, None, {})
     return (yield from _rescue(serving, matrix, chosen, edges, found))
+
+
+def ask_mirror(loaded: Loaded, matrix: npt.NDArray[Any]) -> Steps[Said]:
+    """Ask a mirror for one call; where it raises, see on which rows: those beside them count as what they are."""
+    n = len(matrix)
+    troubled: dict[int, str] = {}
+    try:
+        values = yield loaded, matrix
+    except Exception as error:  # noqa: BLE001
+        # A challenger is the user's code too. A runtime that is not there is not there for any of the rows.
+        if n > 1 and not isinstance(error, Unavailable):
+            edges = list(range(n + 1))
+            values = yield from _one_by_one(loaded, matrix, np.arange(n), edges, troubled)
+        else:
+            values = np.full(n, np.nan)
+            troubled = dict.fromkeys(range(n), told(error))
+    if not _finite(values):
+        bad = ~np.isfinite(values.reshape(n, -1)).all(axis=1)
+        for k in np.flatnonzero(bad).tolist():
+            troubled.setdefault(k, NOT_A_NUMBER)
+    return Said(values, troubled)
 
 
 def _rescue(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from keepwell.core.errors import KeepwellError, NotFound, Unavailable, near_miss
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.desk.asks import Ask
-from keepwell.serving.desk.calls import Steps, Tick, ask_models, values_of
+from keepwell.serving.desk.calls import Tick, ask_models, driven, values_of
 from keepwell.serving.desk.codec import Codec, Decoded
 from keepwell.serving.desk.intake import Intake
 from keepwell.serving.desk.loading import Loaded, Serving
@@ -212,7 +213,7 @@ class Desk:
     def decide(self, serving: Serving, asks: list[Ask]) -> None:
         """Assign, predict, log, answer: in this order."""
         made = self.prepare(serving, asks)
-        self.conclude(made, self._compute(serving, ask_models(made)))
+        self.conclude(made, driven(ask_models(made), partial(self.run, serving)))
 
     def prepare(self, serving: Serving, asks: list[Ask]) -> Round:
         """Put the rows of requests together and assign them to arms."""
@@ -263,26 +264,10 @@ class Desk:
         if serving.mirrors and kept.rows:
             self._shadows.append((serving, kept, matrix))
 
-    def _compute(self, serving: Serving, steps: Steps[Tick]) -> Tick:
-        """Make the model calls of a round here and now; a runtime is not waited for."""
-        try:
-            loaded, part = next(steps)
-            while True:
-                try:
-                    values = self.run(serving, loaded, part)
-                except Exception as error:  # noqa: BLE001
-                    # The model is the user's code; whatever it raises must not end the worker.
-                    loaded, part = steps.throw(error)
-                else:
-                    loaded, part = steps.send(values)
-        except StopIteration as end:
-            tick: Tick = end.value
-            return tick
-
     def run(
         self, serving: Serving, loaded: Loaded, part: npt.NDArray[Any]
     ) -> npt.NDArray[np.float64]:
-        """Make one model call, counted whether it succeeds or not."""
+        """Make one model call, counted whether it succeeds or not; a runtime is not waited for."""
         if loaded.beside:
             raise Unavailable(BUSY)
         began = time.perf_counter_ns()

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keepwell.core.records.traffic import BUCKETS
-from keepwell.serving.desk.calls import NOT_A_NUMBER, told, values_of
+from keepwell.serving.desk.calls import Said, ask_mirror, driven, values_of
 from keepwell.serving.desk.loading import Loaded, Serving
 from keepwell.serving.log.batches import ERROR, Answerer, Batch
 
@@ -44,13 +44,12 @@ def seen_by(
 def mirror(serving: Serving, loaded: Loaded, batch: Batch, seen: Seen) -> Batch:
     """Let one mirror answer the rows that it sees; what it raises is recorded, and harms nobody."""
     began = time.perf_counter()
-    outcome: npt.NDArray[np.float64] | Exception
-    try:
-        outcome = values_of(loaded.predictor.predict(seen.matrix), len(seen.matrix))
-    except Exception as error:  # noqa: BLE001
-        # A challenger is the user's code too.
-        outcome = error
-    return mirrored(serving, loaded, batch, seen, outcome, began)
+    said = driven(ask_mirror(loaded, seen.matrix), _run)
+    return mirrored(serving, loaded, batch, seen, said, began)
+
+
+def _run(loaded: Loaded, part: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return values_of(loaded.predictor.predict(part), len(part))
 
 
 def mirrored(
@@ -58,21 +57,11 @@ def mirrored(
     loaded: Loaded,
     batch: Batch,
     seen: Seen,
-    outcome: npt.NDArray[Any] | Exception,
+    said: Said,
     began: float,
 ) -> Batch:
     """Put what one mirror said to the rows that it saw, or raised, into columns for the log."""
-    n = len(seen.matrix)
-    errors: dict[int, str] = {}
-    outputs: npt.NDArray[Any]
-    if isinstance(outcome, Exception):
-        outputs = np.full(n, np.nan)
-        errors = dict.fromkeys(range(n), told(outcome))
-    else:
-        outputs = outcome
-        if not np.isfinite(outputs).all():
-            bad = ~np.isfinite(outputs.reshape(n, -1)).all(axis=1)
-            errors = dict.fromkeys(np.flatnonzero(bad).tolist(), NOT_A_NUMBER)
+    n, outputs, errors = len(seen.matrix), said.outputs, said.errors
     statuses = bytearray(n) if errors else bytearray()
     for k in errors:
         statuses[k] = ERROR
