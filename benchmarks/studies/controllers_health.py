@@ -14,6 +14,8 @@ from scipy.special import ndtri
 from benchmarks.endpoints import START, End, Traffic, ends, state_of, stopped, visits
 from benchmarks.rows import Row, Simulated, share_error
 from keepwell.core.clock import SECOND, Time
+from keepwell.serving.rollouts.forecasts import delays_alone
+from keepwell.serving.rollouts.history import Known
 from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.strategies.blue_green import BlueGreen, BlueGreenRules
 from keepwell.serving.rollouts.strategies.canary import Canary, CanaryRules
@@ -87,9 +89,7 @@ def looks(*, seconds: float, each: float) -> list[int]:
 
 def soon(found: list[End]) -> float:
     """Give the seconds after which half of the rollouts had given the traffic back; infinite if fewer have."""
-    return float(
-        np.median([e.days * 86_400 if e.verdict == "roll back" else np.inf for e in found])
-    )
+    return float(np.median([e.days * 86_400 if stopped([e]) else np.inf for e in found]))
 
 
 def study(quick: bool) -> list[Row]:
@@ -175,30 +175,43 @@ def _canary(quick: bool) -> list[Row]:
 
 def _blue_green(quick: bool) -> list[Row]:
     """10 requests a second: 50 s on trial, ten minutes after the switch."""
-    runs, rows = 4 if quick else 200, []
+    runs, rows, rules = 4 if quick else 200, [], BlueGreenRules()
     simulated = Simulated(runs=runs, seed=SEED + 2, quick=quick)
-    state = state_of(BlueGreenRules())
-    for name, rates in (
-        ("both 0.2%", (HEALTHY, HEALTHY)),
-        ("both 1%, the limit itself", (0.01, 0.01)),
-        ("0.2% to 10%", (HEALTHY, 0.10)),
+    known = Known(days=1.0, decisions=864_000, new_units=(5000,), errors=1728)
+    told = {
+        delay.error_share: delay.median_seconds
+        for delay in delays_alone(known, limit=rules.max_errors, alpha=rules.error_alpha)
+    }
+    for name, rates, each in (
+        ("both 0.2%", (HEALTHY, HEALTHY), 10.0),
+        ("both 1%, the limit itself", (0.01, 0.01), 10.0),
+        ("0.2% to 2%", (HEALTHY, SICK), 10.0),
+        ("0.2% to 10%", (HEALTHY, 0.10), 0.5),
     ):
+        seconds = 70 * each
         found = ends(
             BlueGreen(),
-            state,
-            partial(requests, seconds=700, per_second=10, rates=rates, units=5000),
-            looks(seconds=700, each=10),
+            state_of(rules),
+            partial(requests, seconds=seconds, per_second=10, rates=rates, units=5000),
+            looks(seconds=seconds, each=each),
             runs=runs,
             seed=SEED + 2,
         )
+        of = f"controllers: blue-green, green sent back, {name}"
         if rates[0] == rates[1]:
-            rows.append(
-                simulated.at_most(f"controllers: blue-green, green sent back, {name}", stopped(found), 0.02, share=0.02)
-            )  # fmt: skip
+            rows.append(simulated.at_most(of, stopped(found), 0.02, share=0.02))
             continue
-        rows.append(
-            simulated.at_least(f"controllers: blue-green, green sent back, {name}", stopped(found), 0.999)
-        )  # fmt: skip
+        seconds = told[rates[1]] or np.inf
+        rows += [
+            simulated.at_least(of, stopped(found), 0.95),
+            simulated.within(
+                f"controllers: blue-green, seconds until that (told {seconds:.3g}), {name}",
+                soon(found) / seconds,
+                0.6,
+                1.4,
+                slack=0.5,
+            ),
+        ]
     return rows
 
 
@@ -227,9 +240,12 @@ def _shadow(quick: bool) -> list[Row]:
             seed=SEED + 3,
         )
         of = f"controllers: shadow refused, {name}"
-        rows.append(
-            simulated.at_most(of, stopped(found), 0.05, share=0.05)
-            if apart < ShadowRules().max_disagreement
-            else simulated.at_least(of, stopped(found), 0.99)
-        )
+        if apart < ShadowRules().max_disagreement:
+            rows.append(simulated.at_most(of, stopped(found), 0.05, share=0.05))
+            continue
+        pairs = float(np.median([each.rows for each in found]))
+        rows += [
+            simulated.at_least(of, stopped(found), 0.99),
+            simulated.at_most(f"controllers: shadow, pairs until that, {name}", pairs, 500),
+        ]
     return rows

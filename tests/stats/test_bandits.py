@@ -1,6 +1,8 @@
 """Promises of bandits without context: exact propensities, kept floors, rewards in any batches."""
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 
 from keepwell.stats.arm_rewards import ArmRewards, RecentRewards
+from keepwell.stats.bandit_forecast import bandit_forecast, thompson_shares
 from keepwell.stats.epsilon_greedy import epsilon_greedy
 from keepwell.stats.exploration import buckets, choose, with_floor
 from keepwell.stats.thompson import (
@@ -201,3 +204,40 @@ def test_choices_come_as_often_as_their_probabilities_say_and_repeat_by_seed() -
 def test_what_cannot_be_is_refused(call, words) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_a_bandits_forecast_scales_with_the_spread_and_the_root_of_the_rows() -> None:
+    shares = partial(thompson_shares, floor=0.1)
+    told = bandit_forecast(arms=2, rows=10_000, spread=1.0, shares=shares)
+    assert told.power == pytest.approx(0.8, abs=0.01)
+    wide = bandit_forecast(arms=2, rows=40_000, spread=3.0, shares=shares, mean=5.0)
+    assert wide.effect == pytest.approx(1.5 * told.effect)
+    assert wide.half_width == pytest.approx(1.5 * told.half_width)
+    assert wide.lesser == pytest.approx(told.lesser)
+    assert wide.regret == pytest.approx(wide.lesser * wide.effect * 40_000)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"arms": 1}, "arms"),
+        ({"rows": 1}, "rows"),
+        ({"spread": 0.0}, "spread"),
+        ({"power": 1.0}, "power"),
+        ({"bunching": 0.5}, "bunching"),
+        ({"late": 1.0}, "late"),
+    ],
+)
+def test_a_bandits_forecast_refuses_what_cannot_be(wrong: dict[str, Any], says: str) -> None:
+    shares = partial(thompson_shares, floor=0.1)
+    right: dict[str, Any] = {"arms": 2, "rows": 1000, "spread": 1.0, "shares": shares}
+    with pytest.raises(ValueError, match=says):
+        bandit_forecast(**right | wrong)
+
+
+@pytest.mark.parametrize("arms", [2, 3])
+def test_the_shares_of_a_forecast_are_about_those_of_thompson(arms: int) -> None:
+    counts = np.tile(np.linspace(80.0, 160.0, arms), (400, 1))
+    means, squares = np.tile(np.linspace(0.0, 0.2, arms), (400, 1)), counts.copy()
+    own = thompson_gaussian(counts[0], means[0], squares[0], floor=0.1)
+    assert thompson_shares(counts, means, squares, floor=0.1).mean(axis=0) == pytest.approx(own, abs=0.02)  # fmt: skip
