@@ -133,8 +133,9 @@ def test_a_bandit_is_told_its_end_its_price_and_what_it_will_find():
     horizon, verdict = forecast(Bandit(), "bandit", state).expected
     assert (horizon.days, horizon.rows) == (28.0, 27_000)  # of the last day no labels have come
     assert "It ends after 28 days, as declared: 27,000 decisions" in horizon.said
-    assert "0.05 of them for good" in horizon.said
-    assert "at least 1,350 to each" in horizon.said
+    assert (
+        "5% of them to arms that earn less, whatever is learned, and at least 1,350" in horizon.said
+    )
     # Even arms would do with 2.8 errors of a difference of two halves; a bandit's log is duller.
     even = 2.8 * 2 * 2.0 / 27_000**0.5
     assert even < verdict.effect < 3 * even
