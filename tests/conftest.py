@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -15,12 +16,25 @@ from hypothesis import settings
 from tests.databases import migrated_file, migrated_postgres, postgres_database
 from tests.stories.projects import flights, keepwell, shared
 
+
+def available_memory() -> int:
+    """Give the bytes that programs may still take."""
+    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
 # Hundreds of processes start in a run: without kept bytecode each would compile all that it imports anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # As many test processes run as there are cores: threads of theirs that wait for a busy core spin, and a fit of a
 # tenth of a second takes ten.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+# Thousands of small transactions wait for the disk, far longer than all else that the tests do on a slow one. Nobody
+# takes the power from the machine meanwhile, so where there is room their folders are in memory.
+MEMORY, ROOM = Path("/dev/shm"), 6_000_000_000
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM < available_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # The same examples each time, so that a run says something about the change and not about chance;
 # `make search` draws others. How long one takes says how busy the machine is.
