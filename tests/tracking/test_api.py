@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 API = "/api/2.0/mlflow/"
 FILES = "/api/2.0/mlflow-artifacts/artifacts/"
-# Made once: each new client reads the world's certificates for a tenth of a second.
-CLIENT = httpx.Client()
+# Made once: each new client reads the world's certificates for a tenth of a second. It keeps no connection, because
+# each test has a server of its own.
+CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 def post(server: Running, path: str, body: dict[str, Any]) -> dict[str, Any]:
