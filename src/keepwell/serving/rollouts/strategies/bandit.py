@@ -124,8 +124,8 @@ class Bandit:
         lesser = rules.floor * (arms - 1) / arms
         said = (
             f"It ends after {spell_days(days)}, as declared: {rows:,.0f} decisions have their labels by then."
-            f" The floor of {rules.floor:g} sends {100 * lesser:.3g}% of them to arms that earn less, whatever is learned,"
-            f" and at least {least:,.0f} to each."
+            f" The floor of {rules.floor:g} sends {100 * lesser:.3g}% of them to arms that earn less,"
+            f" whatever is learned, and at least {least:,.0f} to each."
         )
         if least < LEAST:
             said += f" An arm that is left with no more is not judged (under {LEAST})."
