@@ -70,7 +70,7 @@ unit: setup ## the tests
 search: setup ## the property tests on other examples each time; ARGS="--hypothesis-seed 7" repeats one
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m hypothesis --hypothesis-profile search $(ARGS)
 
-kills: setup ## the stories with the plug pulled after every step and on every second day; about half an hour
+kills: setup ## the stories with the plug pulled after every step and on every second day; a quarter of an hour
 	KEEPWELL_LONG=1 $(BIN)/python -m pytest -q tests/stories/test_second_project.py tests/stories/test_strategies.py $(ARGS)
 
 demo: setup ## the whole way on real flights; ARGS="--exit --summary FILE"
