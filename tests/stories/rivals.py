@@ -157,7 +157,7 @@ class Callers:
         parts = urlsplit(state.gateway_url)
         self._address = parts.hostname, parts.port
         self._sender = Sender(*self._address, connections=8)
-        self._own = http.client.HTTPConnection(*self._address, timeout=20)
+        self._own = http.client.HTTPConnection(*self._address, timeout=60)
 
     @property
     def counts(self):
@@ -217,12 +217,15 @@ class Callers:
 
     def seconds_until(self, plan):
         """Ask until an answer is given under a plan or a later one; gives the seconds since the plan was made."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             status, version, revision = self.ask()
             if revision >= plan.revision:
                 return time.time() - plan.created / 1e6, version
-            assert status == 200
+            assert status in {
+                0,
+                200,
+            }  # 0: the connection was lost with a worker that was killed before
         raise AssertionError(plan)
 
     def close(self):

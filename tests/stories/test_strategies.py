@@ -240,7 +240,7 @@ class Story:
 
     def kill_one(self, name):
         """Pull the plug on one process, and see another one take its place."""
-        before = processes_of(self.folder)[name]
+        before = wait_until(lambda: processes_of(self.folder).get(name))
         kill(before)
         wait_until(lambda: processes_of(self.folder).get(name, before) != before)
 
@@ -291,14 +291,13 @@ def test_a_contextual_bandit_draws_by_what_it_learned_and_ends_with_the_one_that
 
 
 def test_recreate_holds_every_request_while_nobody_answers(story):
-    for down_seconds in (
-        4.0,
-        16.0,
-        64.0,
-    ):  # where this machine stalls, the gap may be over before the kill
+    for down_seconds in (4.0, 16.0, 64.0):
         story.serve(4)
         id = story.start("recreate", 2, down_seconds=down_seconds, gap_seconds=300.0)
-        if story.kill_midway(id, *BOTH, sure=False):
+        killed = story.kill_midway(id, *BOTH, sure=False)
+        left = down_seconds - (story.state.clock.now() - story.rollout(id).started) / 1e6
+        # Where this machine stalls, the gap may be over, or nearly so, before anybody asks.
+        if killed and left > 2.0:
             break
     assert story.plan.arms == ()
     waited = [0.0]
@@ -308,7 +307,7 @@ def test_recreate_holds_every_request_while_nobody_answers(story):
         time.sleep(0.02)
         waited.append(time.monotonic() - began)
     assert max(waited) > 1.0
-    assert sum(seconds > 1.0 for seconds in waited) <= 2  # one gap, not many
+    assert sum(seconds > left / 2 for seconds in waited) <= 2  # one gap, not many
     story.tells(id, state="promoted", serves=2, why="the old version was stopped first")
 
 
@@ -494,8 +493,6 @@ def test_traffic_is_back_within_a_second_from_any_state(
         assert story.rollout(id).state == "running"
         body = {"rollout": id, "verb": "rollback", "reason": "wrong offers"}
         assert story.post("steerings", body)["state"] == "rolled back"
-        if strategy == "bandit":  # its draws too
-            assert story.state.rollouts.replay(id).same
     plan = story.plan
     assert [arm.version for arm in plan.arms] == [1]
     seconds, version = story.callers.seconds_until(plan)
@@ -505,6 +502,8 @@ def test_traffic_is_back_within_a_second_from_any_state(
     # Well above what it takes, for machines that do much else.
     assert seconds < 5
     assert story.failed == 0
+    if strategy == "bandit":  # its draws too
+        assert story.state.rollouts.replay(id).same
 
 
 def test_one_declaration_takes_a_version_through_three_strategies_though_the_control_plane_is_killed(
