@@ -222,10 +222,8 @@ class Callers:
             status, version, revision = self.ask()
             if revision >= plan.revision:
                 return time.time() - plan.created / 1e6, version
-            assert status in {
-                0,
-                200,
-            }  # 0: the connection was lost with a worker that was killed before
+            # 0: the connection was lost with a worker that was killed before
+            assert status in {0, 200}
         raise AssertionError(plan)
 
     def close(self):
