@@ -16,9 +16,10 @@ import numpy as np
 from keepwell.core.clock import DAY, Time
 from keepwell.core.records.traffic import BUCKETS, Arm, TrafficPlan
 from keepwell.serving.desk.assign import buckets_of, in_turns, laid_out
+from keepwell.serving.log.batches import ERROR, FALLBACK, OK
 from keepwell.serving.rollouts.driver import content_said
 from keepwell.serving.rollouts.history import Known, known_of
-from keepwell.serving.rollouts.observations import ERROR, FALLBACK, OK, Observations
+from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.plans import next_plan
 from keepwell.serving.rollouts.strategy import CHAMPION, Answer, State, alone
 

@@ -12,7 +12,7 @@ from benchmarks.stats import run_study, study_names
 from keepwell.core.clock import DAY
 from keepwell.core.records.traffic import TrafficPlan
 from keepwell.serving.desk.assign import assigned
-from keepwell.serving.rollouts.observations import ERROR, FALLBACK
+from keepwell.serving.log.batches import ERROR, FALLBACK
 from keepwell.serving.rollouts.strategies.canary import Canary, CanaryRules
 
 

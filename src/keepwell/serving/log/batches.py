@@ -19,7 +19,8 @@ from keepwell.core.records.traffic import BUCKETS
 
 Places = npt.NDArray[np.intp]
 STATUSES: tuple[Status, ...] = ("ok", "fallback", "error", "refused")
-OK, FALLBACK, ERROR = 0, 1, 2
+OK, FALLBACK, ERROR, REFUSED = range(len(STATUSES))
+"""Places in ``STATUSES``."""
 
 
 class Answerer(msgspec.Struct, frozen=True, array_like=True):

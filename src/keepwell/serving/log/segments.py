@@ -435,9 +435,7 @@ class _Columns(_Reading):
     ) -> None:
         from keepwell.serving.log import parts as tables  # noqa: PLC0415 - it brings polars
 
-        table = tables.read_table(
-            folder, [part for part in parts if part.kind == "predictions"], segment, start, end
-        )
+        table = tables.read_table(folder, parts, segment, start, end)
         if table is not None:
             self._keep(columns_of_table(table, self._wanted))
             self.count += len(table)

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from keepwell.core.clock import DAY, Time
 from keepwell.core.ports.rollouts import Gain
+from keepwell.serving.log.batches import ERROR
 from keepwell.serving.rollouts.observations import (
-    ERROR,
-    FALLBACK,
     Bools,
     Floats,
     Ints,
@@ -36,8 +35,7 @@ def health(seen: Observations, name: str, *, plan: int | None = None) -> Health:
     rows = seen.of(name)
     if plan is not None:
         rows &= seen.plan == plan
-    failed = rows & ((seen.status == ERROR) | (seen.status == FALLBACK))
-    return Health(int(rows.sum()), int(failed.sum()))
+    return Health(int(rows.sum()), int((rows & seen.failed).sum()))
 
 
 class Errors(msgspec.Struct, frozen=True):
@@ -60,7 +58,7 @@ def errors_by_plan(seen: Observations, champion: str, challenger: str) -> list[E
     """
     drawn = ~seen.mirror & ~seen.placed
     mine, other = drawn & seen.of(challenger), drawn & seen.of(champion)
-    failed = (seen.status == ERROR) | (seen.status == FALLBACK)
+    failed = seen.failed
     found = []
     for plan in np.unique(seen.plan[mine]).tolist():
         here = seen.plan == plan

@@ -8,9 +8,10 @@ import msgspec
 
 from keepwell.core.clock import Time
 from keepwell.core.settings import Limit, Share, Values
+from keepwell.serving.log.batches import FALLBACK
 from keepwell.serving.rollouts.evidence import health
 from keepwell.serving.rollouts.metrics import METRICS, Worse, metric_problems, metric_worths
-from keepwell.serving.rollouts.observations import FALLBACK, Observations
+from keepwell.serving.rollouts.observations import Observations
 from keepwell.serving.rollouts.strategy import CHAMPION, State, finite
 from keepwell.stats.guardrail import Guardrail, Verdict
 from keepwell.stats.quantile_sequence import quantile_difference

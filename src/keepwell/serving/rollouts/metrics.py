@@ -11,8 +11,9 @@ import numpy as np
 from keepwell.core.clock import Time
 from keepwell.core.errors import near_miss
 from keepwell.core.ports.rollouts import Gain
+from keepwell.serving.log.batches import FALLBACK
 from keepwell.serving.rollouts.evidence import Worths, by_unit
-from keepwell.serving.rollouts.observations import ERROR, FALLBACK, Bools, Floats, Observations
+from keepwell.serving.rollouts.observations import Floats, Observations
 from keepwell.stats.performance import brier_rows, log_loss_rows, squared_error_rows
 
 Worse = Literal["higher", "lower", ""]
@@ -94,7 +95,7 @@ def metric_problems(names: tuple[str, ...], *, rule: str, task: str, money: bool
 def metric_rows(name: str, seen: Observations, outcome: Floats, *, money: Gain | None) -> Floats:
     """Give a metric of each row, shape (n,); NaN where it is not known. ``outcome`` has defaults filled in."""
     if name == "error_share":
-        failed: Bools = (seen.status == FALLBACK) | (seen.status == ERROR)
+        failed = seen.failed
         return failed.astype(np.float64)
     if METRICS[name].quantile:
         return np.where(seen.status <= FALLBACK, seen.latency * 1e3, np.nan)

@@ -17,22 +17,13 @@ import numpy.typing as npt
 from keepwell.core.clock import Time
 from keepwell.core.records.predictions import Outcome
 from keepwell.serving.desk.codec import text_of
-from keepwell.serving.log.batches import STATUSES
+from keepwell.serving.log.batches import ERROR, FALLBACK
 from keepwell.serving.log.columns import AnswerLog, Columns, Wanted, columns_of_records
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
-
-OK, FALLBACK, ERROR, REFUSED = range(4)
-_STATUS = np.array(
-    [
-        {"ok": OK, "fallback": FALLBACK, "error": ERROR, "refused": REFUSED}[name]
-        for name in STATUSES
-    ]
-)
-"""By the places in the log."""
 
 
 class Observations(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +45,7 @@ class Observations(msgspec.Struct, frozen=True, kw_only=True):
     """The arm that answered."""
     plan: Ints
     status: Ints
-    """``OK``, ``FALLBACK``, ``ERROR`` or ``REFUSED``."""
+    """Places in ``keepwell.serving.log.batches.STATUSES``."""
     mirror: Bools
     placed: Bools
     """A cohort sent it there; chance had no part in it."""
@@ -76,6 +67,12 @@ class Observations(msgspec.Struct, frozen=True, kw_only=True):
 
     def __len__(self) -> int:
         return len(self.time)
+
+    @property
+    def failed(self) -> Bools:
+        """Tell whose arm failed, whether another one answered in its place or none."""
+        rows: Bools = (self.status == ERROR) | (self.status == FALLBACK)
+        return rows
 
     def place(self, name: str) -> int:
         """Give the place of an arm among ``names``; -1 if it has answered nothing."""
@@ -155,7 +152,7 @@ class Gathering:
             "arm": places[part.arm],
             "by": places[part.by],
             "plan": part.plan,
-            "status": _STATUS[part.status],
+            "status": part.status,
             "mirror": part.mirror,
             "placed": part.placed,
             "propensity": part.propensity,

@@ -10,9 +10,8 @@ import numpy as np
 from keepwell.core.clock import DAY, Time
 from keepwell.core.ports.rollouts import Gain
 from keepwell.core.records.traffic import HOLDOUT
+from keepwell.serving.log.batches import ERROR
 from keepwell.serving.rollouts.observations import (
-    ERROR,
-    FALLBACK,
     Bools,
     Floats,
     Ints,
@@ -66,7 +65,7 @@ def worth_of_turns(
 
 def errors_of_turns(seen: Observations, names: tuple[str, ...], turning: Turning) -> Turns:
     """Give the share of errors by turn, once the turn is over."""
-    failed = (seen.status == ERROR) | (seen.status == FALLBACK)
+    failed = seen.failed
     rows = (seen.status <= ERROR) & (seen.counts | failed)
     return _turns(seen, names, turning, rows, failed.astype(np.float64), wait=0)
 
